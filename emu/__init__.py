@@ -1,0 +1,44 @@
+"""A pure-Python x86-64 machine on stock Unicorn that boots unmodified Linux.
+
+    import emu
+
+    with emu.boot("alpine") as vm:
+        print(vm.run("cat /etc/alpine-release").stdout)
+
+Names are imported when they are first used: `import emu` itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["EmuError", "GuestError", "GuestTimeout", "Machine", "Result", "StopReason", "boot"]
+
+if TYPE_CHECKING:
+    from emu.errors import EmuError, GuestError, GuestTimeout
+    from emu.guest import Result
+    from emu.launch import boot
+    from emu.machine import Machine, StopReason
+
+
+_HOMES = {
+    "EmuError": "emu.errors",
+    "GuestError": "emu.errors",
+    "GuestTimeout": "emu.errors",
+    "Machine": "emu.machine",
+    "Result": "emu.guest",
+    "StopReason": "emu.machine",
+    "boot": "emu.launch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emu' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

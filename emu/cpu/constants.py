@@ -1,0 +1,69 @@
+"""Numbers of Unicorn's API (its headers, version 2.1.4) and of the x86 architecture that the CPU layer uses."""
+
+from __future__ import annotations
+
+# uc_open
+X86 = 4                             # UC_ARCH_X86
+MODE_64 = 8                         # UC_MODE_64
+
+# uc_ctl
+CONTROL_USE_EXITS = 4               # UC_CTL_UC_USE_EXITS
+CONTROL_CPU_MODEL = 7               # UC_CTL_CPU_MODEL
+CONTROL_TB_FLUSH = 10               # UC_CTL_TB_FLUSH
+CONTROL_TLB_FLUSH = 11              # UC_CTL_TLB_FLUSH
+CONTROL_TCG_BUFFER_SIZE = 13        # UC_CTL_TCG_BUFFER_SIZE
+CPU_MODEL_QEMU64 = 0                # UC_CPU_X86_QEMU64
+
+
+def control_write(control: int, arguments: int = 1) -> int:
+    """UC_CTL_WRITE(control, number of arguments)."""
+    return control | arguments << 26 | 1 << 30
+
+
+# Registers of uc_reg_read and uc_reg_write (unicorn/x86.h)
+REGISTER_EFLAGS = 25
+REGISTER_RIP = 41
+REGISTER_CR0, REGISTER_CR2, REGISTER_CR3, REGISTER_CR4 = 50, 52, 53, 54
+REGISTER_CS, REGISTER_DS, REGISTER_ES, REGISTER_FS, REGISTER_GS, REGISTER_SS = 11, 17, 28, 32, 33, 49
+REGISTER_IDTR, REGISTER_GDTR, REGISTER_LDTR, REGISTER_TR = 242, 243, 244, 245
+REGISTER_MSR = 248
+
+# Hooks (unicorn/unicorn.h)
+HOOK_INTERRUPT = 1 << 0             # UC_HOOK_INTR
+HOOK_INSTRUCTION = 1 << 1           # UC_HOOK_INSN
+HOOK_INVALID = 1 << 14              # UC_HOOK_INSN_INVALID
+INSTRUCTION_IN, INSTRUCTION_OUT, INSTRUCTION_SYSCALL, INSTRUCTION_SYSENTER = 218, 500, 699, 700
+
+PERMISSION_ALL = 7                  # UC_PROT_ALL
+PERMISSION_READ_WRITE = 3
+
+# MSRs (AMD64 manual volume 2, appendix A)
+MSR_TSC = 0x10
+MSR_APIC_BASE = 0x1B
+MSR_EFER = 0xC000_0080
+MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_SFMASK = 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
+
+# SVM exit codes (AMD64 manual volume 2, appendix C); libunicorn reports 0x100 + code
+EXIT_VINTR = 0x64
+EXIT_CPUID = 0x72
+EXIT_MSR = 0x7C
+EXIT_SHUTDOWN = 0x7F
+EXIT_ICEBP = 0x88
+INTERCEPT_BASE = 0x60               # bit 0 of the intercept word is exit 0x60
+VM_EXIT = 0x100
+
+# VMCB control area (AMD64 manual volume 2, appendix B)
+VMCB_MSRPM_BASE = 0x48
+MSRPM_SIZE = 0x2000
+
+# hflags (QEMU 5.0.1, target/i386/cpu.h)
+HF_CPL = 3
+HF_INHIBIT_IRQ = 1 << 3
+HF_GUEST = 1 << 21
+
+INTERRUPT_WINDOW = 0x100            # CPU_INTERRUPT_VIRQ: exits as VINTR at the first block with IF=1 and no shadow
+
+RFLAGS_IF = 1 << 9
+
+VECTOR_DB = 1

@@ -1,0 +1,445 @@
+"""One x86-64 CPU: stock libunicorn, run until something needs the machine."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from emu.boot import BootState
+from emu.cpu import cpuid
+from emu.cpu.abi import address, ffi
+from emu.cpu.constants import (
+    CONTROL_CPU_MODEL,
+    CONTROL_TCG_BUFFER_SIZE,
+    CONTROL_USE_EXITS,
+    CPU_MODEL_QEMU64,
+    EFER_LMA,
+    EFER_LME,
+    EXIT_CPUID,
+    EXIT_ICEBP,
+    EXIT_MSR,
+    EXIT_SHUTDOWN,
+    EXIT_VINTR,
+    HF_GUEST,
+    HOOK_INSTRUCTION,
+    HOOK_INTERRUPT,
+    HOOK_INVALID,
+    INSTRUCTION_IN,
+    INSTRUCTION_OUT,
+    INSTRUCTION_SYSCALL,
+    INSTRUCTION_SYSENTER,
+    INTERCEPT_BASE,
+    INTERRUPT_WINDOW,
+    MODE_64,
+    MSR_APIC_BASE,
+    MSR_EFER,
+    MSR_TSC,
+    MSRPM_SIZE,
+    PERMISSION_ALL,
+    PERMISSION_READ_WRITE,
+    REGISTER_CR0,
+    REGISTER_CR3,
+    REGISTER_CR4,
+    REGISTER_CS,
+    REGISTER_DS,
+    REGISTER_EFLAGS,
+    REGISTER_ES,
+    REGISTER_GDTR,
+    REGISTER_MSR,
+    REGISTER_SS,
+    RFLAGS_IF,
+    VECTOR_DB,
+    VM_EXIT,
+    VMCB_MSRPM_BASE,
+    X86,
+    control_write,
+)
+from emu.cpu.context import NO_PORT
+from emu.cpu.kicker import Kicker
+from emu.cpu.layout import FEATURE_WORDS
+from emu.cpu.library import load
+from emu.cpu.registers import RAX, RCX, RDX, Registers
+from emu.errors import EmuError
+from hypercalls import GuestFault
+
+VMCB_SIZE = 0x4000                      # the control block's page, the MSR permission map, one page to spare
+TCG_BUFFER_BYTES = 256 << 20
+BYPASS_BYTES = 4096
+
+INJECT_INTERRUPT = 0x100                # what a VM exit's handler returns: vector | kind | error code << 32
+RAISE_EXCEPTION = 0x200
+
+_INTERCEPTS = (EXIT_VINTR, EXIT_CPUID, EXIT_MSR, EXIT_SHUTDOWN, EXIT_ICEBP)
+
+_CR0_PG_ET_PE = 0x8000_0011
+_CR4_PAE = 1 << 5
+
+ffi.cdef("""
+    struct descriptor_table { uint16_t selector; uint64_t base; uint32_t limit; uint32_t flags; };
+    struct msr { uint32_t number; uint64_t value; };
+""")
+
+
+class Exit(enum.Enum):
+    """Why `Cpu.run` came back."""
+
+    KICK = "stopped from outside"
+    HALT = "HLT"
+    SHUTDOWN = "triple fault"
+    ERROR = "an error of the CPU"
+
+
+@dataclass
+class Platform:
+    """What the CPU asks of the board. Each is called on the CPU's thread, inside `Cpu.run`.
+
+    Attributes:
+        port_in: (port, size in bytes) -> value.
+        port_out: (port, size in bytes, value).
+        rdmsr: number -> value; may raise GuestFault.
+        wrmsr: (number, value); may raise GuestFault.
+        acknowledge: an INTA cycle: the vector to deliver, None if the request has gone.
+    """
+
+    port_in: Callable[[int, int], int]
+    port_out: Callable[[int, int, int], None]
+    rdmsr: Callable[[int], int]
+    wrmsr: Callable[[int, int], None]
+    acknowledge: Callable[[], int | None]
+
+
+class Bypass:
+    """The putchar bypass of the UART at `port`: armed, THR writes and LSR reads never enter Python."""
+
+    def __init__(self, context: Any, port: int) -> None:
+        self._context = context
+        self._port = port
+        self.bytes_taken = 0
+        self._memory = ffi.new("char[]", BYPASS_BYTES)
+        context.buffer = address(self._memory)
+        context.capacity = BYPASS_BYTES
+
+    def arm(self, lsr: int | None) -> None:
+        """Let THR writes be taken and LSR reads be answered by `lsr`; None sends both to the UART again."""
+        context = self._context
+        if lsr is None:
+            context.thr_port = context.lsr_port = NO_PORT
+        else:
+            context.lsr = lsr
+            context.thr_port = self._port
+            context.lsr_port = self._port + 5
+
+    def take(self) -> bytes:
+        """The bytes taken since the last call, in order."""
+        used = self._context.used
+        if not used:
+            return b""
+        data = ffi.buffer(self._memory, used)[:]
+        self._context.used = 0
+        self.bytes_taken += used
+        return bytes(data)
+
+
+class Cpu:
+    """A CPU without memory: map some, enter a mode, run.
+
+    Args:
+        platform: the board's side of port I/O, MSRs and interrupts.
+        vmcb: guest-physical address of 16 KiB that the guest is told nothing of (the trap door's control block).
+
+    Raises:
+        UnsupportedHost: this host, or its libunicorn, is not a known one.
+    """
+
+    def __init__(self, platform: Platform, vmcb: int) -> None:
+        self._library = load()
+        self._api = self._library.api
+        self._platform = platform
+        self._vmcb_address = vmcb
+        self._failure: BaseException | None = None
+        self._shutdown = False
+        self._keep: list[object] = []   # what libunicorn points at
+        self.msr_exits = 0
+        self.interrupts = 0
+        self._open()
+        self._kicker = Kicker(self._library, self._uc)
+        self._make_callbacks()
+        self._add_hooks()
+        self._present_features()
+        self.ram_bytes = 0
+
+    def _open(self) -> None:
+        layout = self._library.layout
+        handle = ffi.new("void **")
+        self._check(self._api.uc_open(X86, MODE_64, handle), "uc_open")
+        self._uc = handle[0]
+        self._control(CONTROL_CPU_MODEL, CPU_MODEL_QEMU64)
+        self._control(CONTROL_USE_EXITS, 1)         # none set: leaving a run would probe `until`, and clobber CR2
+        self._control(CONTROL_TCG_BUFFER_SIZE, TCG_BUFFER_BYTES)
+        self._write_register(REGISTER_EFLAGS, 2)    # the first call makes the CPU
+        uc = address(self._uc)
+        self._cpu = int(ffi.cast("uint64_t *", uc + layout.uc_cpu)[0])
+        self._env = self._cpu + layout.env
+        ffi.cast("uint8_t *", uc + layout.no_exit_request)[0] = 1   # else a stop restarts half-done instructions
+        self.registers = Registers(self._api, layout, self._env)
+        self._general = self.registers.general
+        self._rip = ffi.cast("uint64_t *", self._env + layout.eip)
+        self._eflags = ffi.cast("uint64_t *", self._env + layout.eflags)
+        self._hflags = ffi.cast("uint32_t *", self._env + layout.hflags)
+        self._halted = ffi.cast("uint32_t *", self._cpu + layout.halted)
+        self._error_code = ffi.cast("int32_t *", self._cpu + layout.error_code)
+        self._interrupt_request = ffi.cast("uint32_t *", self._cpu + layout.interrupt_request)
+        decrementer = int(ffi.cast("uint64_t *", self._cpu + layout.icount_decr_ptr)[0])
+        self._break_chain = ffi.cast("uint16_t *", decrementer + 2)
+        self._tsc_offset = ffi.cast("int64_t *", self._env + layout.tsc_offset)
+
+    def _make_callbacks(self) -> None:
+        context = ffi.new("struct context *")
+        self.context = context
+        context.cpu, context.env = self._cpu, self._env
+        context.thr_port = context.lsr_port = NO_PORT
+        for row, leaf in zip(context.hypervisor_leaves, cpuid.HYPERVISOR_LEAVES, strict=True):
+            for column, value in enumerate(leaf):
+                row[column] = value
+        port_in, port_out = self._platform.port_in, self._platform.port_out
+
+        def on_in(_uc: Any, port: int, size: int, _context: Any) -> int:
+            return port_in(port, size)
+
+        def on_out(_uc: Any, port: int, size: int, value: int, _context: Any) -> None:
+            port_out(port, size, value)
+
+        callbacks = {
+            "vmexit": ("uint64_t(uint32_t, uint32_t)", self._on_vmexit),
+            "port_in": ("uint32_t(void *, uint32_t, int, void *)", on_in),
+            "port_out": ("void(void *, uint32_t, int, uint32_t, void *)", on_out),
+        }
+        for name, (signature, function) in callbacks.items():
+            callback = ffi.callback(signature, function, onerror=self._on_error)
+            setattr(context, name, address(callback))
+            self._keep.append(callback)
+
+    def _add_hooks(self) -> None:
+        # SYSCALL first of all instruction hooks: libunicorn's walk of the list gives up at the first other hook
+        # when a stop is pending, and the system call would be lost
+        self._add_hook(HOOK_INSTRUCTION, "SYSCALL", INSTRUCTION_SYSCALL)
+        self._add_hook(HOOK_INSTRUCTION, "PORT_IN", INSTRUCTION_IN)
+        self._add_hook(HOOK_INSTRUCTION, "PORT_OUT", INSTRUCTION_OUT)
+        self._add_hook(HOOK_INSTRUCTION, "SYSENTER", INSTRUCTION_SYSENTER)
+        self._add_hook(HOOK_INTERRUPT, "EXCEPTION")
+        self._add_hook(HOOK_INVALID, "UNDEFINED")
+
+    def _add_hook(self, kind: int, thunk: str, instruction: int | None = None) -> None:
+        extra = () if instruction is None else (ffi.cast("int", instruction),)
+        code = ffi.cast("void *", self._library.thunks[thunk])
+        # begin above end: everywhere
+        self._check(self._api.uc_hook_add(self._uc, ffi.new("size_t *"), kind, code, self.context, 1, 0, *extra), thunk)
+
+    def _present_features(self) -> None:
+        words = ffi.cast("uint32_t *", self._env + self._library.layout.cpuid_features)
+        adjusted = cpuid.adjust({name: int(words[i]) for i, name in enumerate(FEATURE_WORDS)})
+        for i, name in enumerate(FEATURE_WORDS):
+            words[i] = adjusted[name]
+
+    def _check(self, error: int, what: str) -> None:
+        if error:
+            raise EmuError(f"libunicorn: {what}: {ffi.string(self._api.uc_strerror(error)).decode()}")
+
+    def _control(self, control: int, value: int) -> None:
+        self._check(self._api.uc_ctl(self._uc, control_write(control), ffi.cast("int", value)), f"control {control}")
+
+    def _write_register(self, register: int, value: int) -> None:
+        self._check(self._api.uc_reg_write(self._uc, register, ffi.new("uint64_t *", value)), f"register {register}")
+
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def map_ram(self, guest: int, host: Any) -> int:
+        """Make host memory visible to the guest.
+
+        Args:
+            guest: guest-physical address, page-aligned.
+            host: a writable buffer of whole pages; it must outlive the CPU.
+
+        Returns:
+            Its ram address: where libunicorn's translation bookkeeping has it.
+        """
+        buffer = ffi.from_buffer(host)
+        self._keep.append(buffer)
+        self._check(self._api.uc_mem_map_ptr(self._uc, guest, len(buffer), PERMISSION_ALL, buffer), f"RAM at {guest:#x}")
+        ram_address = self.ram_bytes
+        self.ram_bytes += len(buffer)
+        return ram_address
+
+    def map_mmio(self, guest: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]) -> None:
+        """Give a guest-physical range to a device.
+
+        Args:
+            guest, size: the range, page-aligned.
+            read: (offset, size in bytes) -> value.
+            write: (offset, size in bytes, value).
+        """
+
+        def on_read(_uc: Any, offset: int, width: int, _data: Any) -> int:
+            return read(offset, width)
+
+        def on_write(_uc: Any, offset: int, width: int, value: int, _data: Any) -> None:
+            write(offset, width, value)
+
+        reader = ffi.callback("uint64_t(void *, uint64_t, unsigned, void *)", on_read, onerror=self._on_error)
+        writer = ffi.callback("void(void *, uint64_t, unsigned, uint64_t, void *)", on_write, onerror=self._on_error)
+        self._keep += [reader, writer]
+        self._check(self._api.uc_mmio_map(self._uc, guest, size, reader, ffi.NULL, writer, ffi.NULL), f"MMIO at {guest:#x}")
+
+    def drop_code(self, start: int, end: int) -> None:
+        """Forget what was translated from the ram addresses start..end: their bytes have changed behind the CPU."""
+        self._api.tb_invalidate_phys_range_x86_64(self._uc, start, end)
+
+    def open_trap_door(self) -> None:
+        """Map the SVM control block and let its intercepts exit; call once, after all RAM is mapped."""
+        layout = self._library.layout
+        block = ffi.new("uint8_t[]", VMCB_SIZE * 2)
+        start = -address(block) % 4096                  # page-aligned inside
+        pages = ffi.buffer(block + start, VMCB_SIZE)
+        self._keep.append(block)
+        host = ffi.cast("void *", address(block) + start)
+        self._check(self._api.uc_mem_map_ptr(self._uc, self._vmcb_address, VMCB_SIZE, PERMISSION_READ_WRITE, host), "VMCB")
+        pages[VMCB_MSRPM_BASE : VMCB_MSRPM_BASE + 8] = (self._vmcb_address + 0x1000).to_bytes(8, "little")
+        self._msr_permissions = ffi.cast("uint8_t *", address(block) + start + 0x1000)
+        for number in (MSR_TSC, MSR_APIC_BASE):
+            self.trap_msr(number)
+        ffi.cast("uint64_t *", self._env + layout.vm_vmcb)[0] = self._vmcb_address
+        ffi.cast("uint64_t *", self._env + layout.intercept)[0] = sum(1 << code - INTERCEPT_BASE for code in _INTERCEPTS)
+        self._hflags[0] |= HF_GUEST
+
+    def trap_msr(self, number: int) -> None:
+        """Hand an architectural MSR (0..0x1fff) to the platform; those outside the three ranges always go there."""
+        if number >= MSRPM_SIZE:
+            raise ValueError(f"MSR {number:#x} has no bit in the first part of the permission map")
+        self._msr_permissions[number // 4] |= 3 << number % 4 * 2
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def enter_long_mode(self, state: BootState) -> None:
+        """Set the registers as Linux' 64-bit boot protocol wants them (Documentation/arch/x86/boot.rst)."""
+        self.write_msr(MSR_EFER, EFER_LME | EFER_LMA)
+        self._write_register(REGISTER_CR4, _CR4_PAE)
+        self._write_register(REGISTER_CR3, state.cr3)
+        self._write_register(REGISTER_CR0, _CR0_PG_ET_PE)
+        table = ffi.new("struct descriptor_table *", (0, state.gdt_base, state.gdt_limit, 0))
+        self._check(self._api.uc_reg_write(self._uc, REGISTER_GDTR, table), "GDTR")
+        for register in (REGISTER_DS, REGISTER_ES, REGISTER_SS):
+            self._write_register(register, 0x18)
+        self._write_register(REGISTER_CS, 0x10)
+        self._write_register(REGISTER_EFLAGS, 2)
+        registers = self.registers
+        registers.rip, registers.general[6], registers.general[4] = state.rip, state.rsi, state.rsp
+        self._hflags[0] |= HF_GUEST
+
+    def write_msr(self, number: int, value: int) -> None:
+        """Set an MSR that libunicorn keeps itself."""
+        self._check(self._api.uc_reg_write(self._uc, REGISTER_MSR, ffi.new("struct msr *", (number, value))), f"MSR {number:#x}")
+
+    def read_msr(self, number: int) -> int:
+        """Value of an MSR that libunicorn keeps itself."""
+        value = ffi.new("struct msr *", (number, 0))
+        self._check(self._api.uc_reg_read(self._uc, REGISTER_MSR, value), f"MSR {number:#x}")
+        return int(value.value)
+
+    def tsc(self) -> int:
+        """What RDTSC would read in the guest now."""
+        return int(self._api.cpu_get_ticks_x86_64() + self._tsc_offset[0])
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF."""
+        return bool(self._eflags[0] & RFLAGS_IF)
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def run(self, until_ns: int) -> Exit:
+        """Run the guest in this thread.
+
+        Args:
+            until_ns: host monotonic time at which to come back, if nothing else happens before.
+
+        Returns:
+            Why it came back. RIP, flags and CR2 are exact.
+
+        Raises:
+            Whatever a platform function raised other than GuestFault; the guest has then stopped at an instruction's end.
+        """
+        self._kicker.arm(until_ns)
+        error = self._api.uc_emu_start(self._uc, self._rip[0], 0, 0, 0)
+        self._kicker.disarm()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self._shutdown:
+            return Exit.SHUTDOWN
+        if error:
+            self.error = ffi.string(self._api.uc_strerror(error)).decode()
+            return Exit.ERROR
+        return Exit.HALT if self._halted[0] else Exit.KICK
+
+    error = ""
+    """What libunicorn said with the last Exit.ERROR."""
+
+    def stop(self) -> None:
+        """Make `run` come back soon, from inside an exit or from another thread; may be lost between runs."""
+        self._api.uc_emu_stop(self._uc)
+
+    def set_interrupt_line(self, level: bool) -> None:
+        """Drive the INTR pin; only on the CPU's thread."""
+        if level:
+            self._interrupt_request[0] |= INTERRUPT_WINDOW
+            self._break_chain[0] = 0xFFFF           # look at it where the next block starts
+        else:
+            self._interrupt_request[0] &= ~INTERRUPT_WINDOW
+
+    def _on_vmexit(self, number: int, length: int) -> int:
+        code = number - VM_EXIT
+        if code == EXIT_VINTR:
+            vector = self._platform.acknowledge()
+            self.interrupts += 1
+            return 0 if vector is None else INJECT_INTERRUPT | vector
+        try:
+            if code == EXIT_MSR:
+                self._msr()
+                self._rip[0] += length
+            elif code == EXIT_SHUTDOWN:
+                self._shutdown = True
+                self.stop()
+            elif code == EXIT_ICEBP:                # natively it would ask for a debugger and never come back
+                self._rip[0] += length              # a trap: RIP is behind it
+                raise GuestFault(VECTOR_DB)
+        except GuestFault as fault:
+            return RAISE_EXCEPTION | fault.vector | fault.error_code << 32
+        return 0
+
+    def _msr(self) -> None:
+        self.msr_exits += 1
+        general = self._general
+        number = general[RCX] & 0xFFFF_FFFF
+        if self._error_code[0]:                     # 1 is WRMSR
+            self._platform.wrmsr(number, (general[RDX] & 0xFFFF_FFFF) << 32 | general[RAX] & 0xFFFF_FFFF)
+        else:
+            value = self._platform.rdmsr(number)
+            general[RAX] = value & 0xFFFF_FFFF
+            general[RDX] = value >> 32
+
+    def _on_error(self, _kind: Any, error: BaseException, _trace: Any) -> int:
+        """An exception left a callback: no frame below can take it, so keep it for `run`."""
+        if self._failure is None:
+            self._failure = error
+        self.stop()
+        return 0
+
+    def close(self) -> None:
+        """Free the engine; the CPU cannot be used again."""
+        if self._uc is not None:
+            self._kicker.close()
+            self._api.uc_close(self._uc)
+            self._uc = None
+            self._keep.clear()

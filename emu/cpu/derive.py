@@ -1,0 +1,179 @@
+"""Make a row of the layout table from a libunicorn: `python -m emu.cpu.derive [PATH]`.
+
+Offsets come from the first memory operands of small exported functions (Capstone reads them), from values written
+through the public API and found again in the CPU's state, and from the ELF relocations. What has no such witness
+follows from the order of the fields in QEMU 5.0.1's target/i386/cpu.h. `emu.cpu.check` tries the result.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from dataclasses import fields
+from typing import Any
+
+import capstone
+from elftools.elf.elffile import ELFFile
+
+from emu.cpu import abi
+from emu.cpu.abi import ffi
+from emu.cpu.constants import (
+    CONTROL_CPU_MODEL,
+    CPU_MODEL_QEMU64,
+    MODE_64,
+    MSR_CSTAR,
+    MSR_EFER,
+    MSR_LSTAR,
+    MSR_SFMASK,
+    MSR_STAR,
+    REGISTER_CR3,
+    REGISTER_MSR,
+    REGISTER_RIP,
+    X86,
+    control_write,
+)
+from emu.cpu.layout import Layout, build_id
+
+CPU_STATE_BYTES = 0x4000
+STATIC_SYMBOLS = {"slot_page_written": "tb_invalidate_phys_page_fast_x86_64", "slot_protect_code": "tlb_protect_code_x86_64"}
+
+
+class Functions:
+    """Disassembly of exported functions of a loaded library."""
+
+    def __init__(self, symbols: abi.Symbols) -> None:
+        self.symbols = symbols
+        self.engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        self.engine.detail = True
+
+    def displacements(self, name: str, size: int = 400) -> list[tuple[str, int]]:
+        """(mnemonic, displacement) of each memory operand with a base register, in order."""
+        at = self.symbols[name]
+        code = bytes(ffi.buffer(ffi.cast("char *", at), size))
+        found = []
+        for instruction in self.engine.disasm(code, at):
+            if instruction.mnemonic in ("nop", "lea"):
+                continue
+            for operand in instruction.operands:
+                if operand.type == capstone.x86.X86_OP_MEM and operand.mem.base not in (0, capstone.x86.X86_REG_RIP):
+                    found.append((instruction.mnemonic, operand.mem.disp))
+        return found
+
+    def lea(self, name: str) -> int:
+        """Displacement of the first LEA."""
+        at = self.symbols[name]
+        for instruction in self.engine.disasm(bytes(ffi.buffer(ffi.cast("char *", at), 160)), at):
+            if instruction.mnemonic == "lea":
+                return int(instruction.operands[1].mem.disp)
+        raise LookupError(name)
+
+
+class Witness:
+    """A CPU whose state is searched for values written through the public API."""
+
+    def __init__(self, library: Any, uc_cpu: int, env: int) -> None:
+        self.library = library
+        handle = ffi.new("void **")
+        if library.uc_open(X86, MODE_64, handle):
+            raise OSError("uc_open failed")
+        self.uc = handle[0]
+        library.uc_ctl(self.uc, control_write(CONTROL_CPU_MODEL), ffi.cast("int", CPU_MODEL_QEMU64))
+        self.write(REGISTER_CR3, 0)                         # the first call makes the CPU
+        self.env = ffi.cast("char *", ffi.cast("uint64_t *", abi.address(self.uc) + uc_cpu)[0] + env)
+
+    def write(self, register: int, value: int) -> None:
+        self.library.uc_reg_write(self.uc, register, ffi.new("uint64_t *", value))
+
+    def state(self) -> bytes:
+        return bytes(ffi.buffer(self.env, CPU_STATE_BYTES))
+
+    def register(self, register: int, value: int = 0x5A5A_1234_5000) -> int:
+        self.write(register, value)
+        at = self.state().index(struct.pack("<Q", value))
+        self.write(register, 0)
+        return at
+
+    def msr(self, number: int, value: int | None = None) -> int:
+        value = 0x5A5A << 32 | number if value is None else value
+        self.library.uc_reg_write(self.uc, REGISTER_MSR, ffi.new("struct { uint32_t n; uint64_t v; } *", (number, value)))
+        return self.state().index(struct.pack("<Q", value))
+
+
+def derive(path: str) -> Layout:
+    """The layout of the library at `path`."""
+    library = abi.open_library(path)
+    symbols = abi.Symbols(path)
+    functions = Functions(symbols)
+    uc_cpu = functions.displacements("cpu_stop_current")[0][1]
+    (icount_decr_ptr, exit_request) = (disp for _, disp in functions.displacements("cpu_exit", 31)[:2])
+    exception_index, error_code, exception_is_int = (d for _, d in functions.displacements("x86_cpu_do_interrupt")[:3])
+    env = functions.lea("x86_cpu_do_interrupt")
+    svm = functions.displacements("cpu_svm_check_intercept_param")
+    witness = Witness(library, uc_cpu, env)
+    eip = witness.register(REGISTER_RIP)
+    vendor = witness.state().index(b"AuthenticAMD")
+    intercept = next(disp for mnemonic, disp in svm if mnemonic in ("mov", "and", "bt") and disp > CPU_STATE_BYTES // 4 and _wide(svm, disp))
+    cr3 = witness.register(REGISTER_CR3)
+    star = witness.msr(MSR_STAR)
+    return Layout(
+        uc_cpu=uc_cpu,
+        no_exit_request=functions.displacements("check_exit_request")[1][1],
+        exit_request=exit_request,
+        interrupt_request=0x1C,
+        icount_decr_ptr=icount_decr_ptr,
+        halted=exception_index - 8,
+        exception_is_int=exception_is_int,
+        error_code=error_code,
+        env=env,
+        eip=eip,
+        eflags=eip + 8,
+        cc_dst=eip + 16,
+        cc_src=eip + 24,
+        cc_src2=eip + 32,
+        cc_op=eip + 40,
+        df=eip + 44,
+        hflags=svm[0][1] & ~3,
+        segs=(svm[0][1] & ~3) + 8,
+        cr=cr3 - 3 * 8,
+        efer=witness.msr(MSR_EFER, 0xD01),
+        star=star,
+        lstar=witness.msr(MSR_LSTAR),
+        cstar=witness.msr(MSR_CSTAR),
+        fmask=witness.msr(MSR_SFMASK),
+        vm_vmcb=intercept - 16,
+        tsc_offset=intercept - 8,
+        intercept=intercept,
+        cpuid_version=vendor + 12,
+        cpuid_features=vendor + 16,
+        **_link_addresses(path),
+    )
+
+
+def _wide(operands: list[tuple[str, int]], disp: int) -> bool:
+    """Whether `disp` is the 64-bit mask, which the four 16-bit ones follow at once."""
+    return {disp + 8, disp + 10, disp + 12, disp + 14} <= {d for _, d in operands}
+
+
+def _link_addresses(path: str) -> dict[str, int]:
+    with open(path, "rb") as file:
+        elf = ELFFile(file)
+        symbols = elf.get_section_by_name(".dynsym")
+        found = {"uc_emu_stop": symbols.get_symbol_by_name("uc_emu_stop")[0]["st_value"]}
+        names = {name: field for field, name in STATIC_SYMBOLS.items()}
+        for relocation in elf.get_section_by_name(".rela.plt").iter_relocations():
+            name = symbols.get_symbol(relocation["r_info_sym"]).name
+            if name in names:
+                found[names[name]] = relocation["r_offset"]
+    return found
+
+
+def main() -> None:
+    """Print the row for a library, by default the installed one."""
+    path = sys.argv[1] if len(sys.argv) > 1 else abi.library_path()
+    layout = derive(path)
+    values = ",\n        ".join(f"{field.name}={getattr(layout, field.name):#x}" for field in fields(layout))
+    print(f'    "{build_id(path)}": Layout(\n        {values},\n    ),')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Where this libunicorn keeps its private state: a table of known builds, and the way to recognise one.
+
+Every offset into libunicorn's structures that the project uses stands here and nowhere else. `emu.cpu.derive` makes
+a row of the table from a library file; `emu.cpu.check` tries a row on a live CPU before anything is run on it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from emu.cpu.abi import UNICORN_VERSION
+from emu.errors import UnsupportedHost
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Byte offsets. `cpu` is QEMU's CPUState, `env` its CPUX86State (target/i386/cpu.h of QEMU 5.0.1)."""
+
+    uc_cpu: int                 # from uc: pointer to cpu
+    no_exit_request: int        # from uc: byte; 1 = stop at block starts only
+    exit_request: int           # from cpu: byte; 1 = leave the CPU loop
+    interrupt_request: int      # from cpu: u32
+    icount_decr_ptr: int        # from cpu: pointer to what every block's start tests
+    halted: int                 # from cpu: u32
+    exception_is_int: int       # from cpu: s32
+    error_code: int             # from cpu: s32
+    env: int                    # from cpu; everything below is from env
+    eip: int
+    eflags: int
+    cc_dst: int
+    cc_src: int
+    cc_src2: int
+    cc_op: int
+    df: int
+    hflags: int
+    segs: int                   # ES, CS, SS, DS, FS, GS: selector u32, base u64 at 8, limit u32 at 16, flags u32 at 20
+    cr: int                     # CR0 to CR8, u64 each
+    efer: int
+    star: int
+    lstar: int
+    cstar: int
+    fmask: int
+    vm_vmcb: int
+    tsc_offset: int
+    intercept: int
+    cpuid_version: int
+    cpuid_features: int         # u32 words in the order of FEATURE_WORDS
+    uc_emu_stop: int            # from the library's start: tells where it was loaded
+    slot_page_written: int      # from the library's start: PLT slot of tb_invalidate_phys_page_fast
+    slot_protect_code: int      # from the library's start: PLT slot of tlb_protect_code
+
+    @property
+    def cs(self) -> int:
+        """Offset of the CS descriptor cache in env."""
+        return self.segs + SEGMENT_SIZE
+
+    @property
+    def cs_base(self) -> int:
+        """Offset of CS' base in env."""
+        return self.cs + 8
+
+    @property
+    def star_high(self) -> int:
+        """Offset of STAR[63:32] in env."""
+        return self.star + 4
+
+
+SEGMENT_SIZE = 24
+FEATURE_WORDS = ("1_EDX", "1_ECX", "7_0_EBX", "7_0_ECX", "7_0_EDX", "7_1_EAX", "80000001_EDX", "80000001_ECX")
+
+KNOWN_BUILDS: dict[str, Layout] = {
+    # unicorn 2.1.4, x86-64 manylinux wheel
+    "44285d3e80527122e9e361928189385906ec813e": Layout(
+        uc_cpu=0x1b8,
+        no_exit_request=0x7f2,
+        exit_request=0x15,
+        interrupt_request=0x1c,
+        icount_decr_ptr=0x130,
+        halted=0x8198,
+        exception_is_int=0x9f5c,
+        error_code=0x9f58,
+        env=0x8a50,
+        eip=0x80,
+        eflags=0x88,
+        cc_dst=0x90,
+        cc_src=0x98,
+        cc_src2=0xa0,
+        cc_op=0xa8,
+        df=0xac,
+        hflags=0xb0,
+        segs=0xb8,
+        cr=0x1a8,
+        efer=0x250,
+        star=0x12d8,
+        lstar=0x12e8,
+        cstar=0x12f0,
+        fmask=0x12f8,
+        vm_vmcb=0x1580,
+        tsc_offset=0x1588,
+        intercept=0x1590,
+        cpuid_version=0x15fc,
+        cpuid_features=0x1600,
+        uc_emu_stop=0x3c39c0,
+        slot_page_written=0x14c4020,
+        slot_protect_code=0x14c22d8,
+    ),
+}
+
+
+def build_id(path: str) -> str:
+    """The GNU build ID of a shared library, in hexadecimal.
+
+    Raises:
+        UnsupportedHost: the file cannot be read, is not ELF64, or has no build ID.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+            if header[:5] != b"\x7fELF\x02":
+                raise UnsupportedHost(f"{path} is not a 64-bit ELF library")
+            (table,) = struct.unpack_from("<Q", header, 32)
+            size, count = struct.unpack_from("<HH", header, 54)
+            file.seek(table)
+            segments = file.read(size * count)
+            for kind, offset, length in (_segment(segments, i * size) for i in range(count)):
+                if kind == PT_NOTE:
+                    file.seek(offset)
+                    if found := _gnu_build_id(file.read(length)):
+                        return found
+    except (OSError, struct.error) as error:
+        raise UnsupportedHost(f"cannot read {path}: {error}") from None
+    raise UnsupportedHost(f"{path} has no build ID; pip install --force-reinstall unicorn=={UNICORN_VERSION}")
+
+
+PT_NOTE = 4
+NT_GNU_BUILD_ID = 3
+
+
+def _segment(table: bytes, at: int) -> tuple[int, int, int]:
+    (kind,) = struct.unpack_from("<I", table, at)
+    (offset,) = struct.unpack_from("<Q", table, at + 8)
+    (length,) = struct.unpack_from("<Q", table, at + 32)
+    return kind, offset, length
+
+
+def _gnu_build_id(notes: bytes) -> str | None:
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, at)
+        data = at + 12 + (name_size + 3 & ~3)
+        if kind == NT_GNU_BUILD_ID and notes[at + 12 : at + 16] == b"GNU\0":
+            return notes[data : data + size].hex()
+        at = data + (size + 3 & ~3)
+    return None
+
+
+def layout_of(path: str) -> Layout:
+    """The layout of a libunicorn file.
+
+    Raises:
+        UnsupportedHost: it is not one of the known builds.
+    """
+    identity = build_id(path)
+    layout = KNOWN_BUILDS.get(identity)
+    if layout is None:
+        raise UnsupportedHost(
+            f"libunicorn build {identity[:16]} is not known; pip install --force-reinstall unicorn=={UNICORN_VERSION}, "
+            "or add it with python -m emu.cpu.derive"
+        )
+    return layout

@@ -1,0 +1,72 @@
+"""libunicorn made ready for whole machines, once a process: known build, machine code loaded, two PLT slots redirected."""
+
+from __future__ import annotations
+
+import mmap
+from functools import cache
+from typing import Any
+
+from emu.cpu.abi import Symbols, ffi, libc, library_path, open_library
+from emu.cpu.layout import Layout, layout_of
+from emu.cpu.thunks import Thunks
+from emu.errors import UnsupportedHost
+
+FUNCTIONS = (
+    "x86_cpu_do_interrupt",
+    "cpu_ldub_code",
+    "do_interrupt_x86_hardirq",
+    "raise_exception_err",
+    "cpu_x86_cpuid",
+    "helper_cc_compute_all",
+    "uc_emu_stop",
+    "tb_invalidate_phys_page_fast",
+    "qemu_map_ram_ptr",
+    "tlb_reset_dirty",
+)
+OFFSETS = (
+    *("exception_is_int", "eip", "eflags", "cs", "cs_base", "cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
+    *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
+)
+
+
+class Library:
+    """The loaded library.
+
+    Attributes:
+        api: its functions, by cffi.
+        layout: where it keeps its private state.
+        thunks: the machine code.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.layout: Layout = layout_of(path)
+        self.api: Any = open_library(path)
+        symbols = Symbols(path)
+        values = {name: symbols[name] for name in FUNCTIONS}
+        values |= {name: getattr(self.layout, name) for name in OFFSETS}
+        self.thunks = Thunks(values)
+        self._track_writes_by_physical_page(values["uc_emu_stop"] - self.layout.uc_emu_stop)
+
+    def _track_writes_by_physical_page(self, base: int) -> None:
+        """Redirect two slots, so that code is dropped however its page is written.
+
+        libunicorn notices writes to code by virtual page only, and after the first store through a non-executable
+        alias (Linux' direct map) no more: reused pages would run old code. Both routines work for every engine of
+        the process, ours or not.
+        """
+        for slot, thunk in ((self.layout.slot_page_written, "PAGE_WRITTEN"), (self.layout.slot_protect_code, "PROTECT_CODE")):
+            at = base + slot
+            page = at & ~(mmap.PAGESIZE - 1)
+            if libc.mprotect(ffi.cast("void *", page), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE):
+                raise UnsupportedHost("this system does not let libunicorn's link table be changed")
+            ffi.cast("uint64_t *", at)[0] = self.thunks[thunk]
+
+
+@cache
+def load() -> Library:
+    """The process' libunicorn.
+
+    Raises:
+        UnsupportedHost: another version or build, or another kind of host.
+    """
+    return Library(library_path())

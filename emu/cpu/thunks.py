@@ -1,0 +1,68 @@
+"""Loads the machine code of `thunks.lst`: parsed, its placeholders filled in, placed in executable memory once a process."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Mapping
+from importlib import resources
+
+from emu.cpu.abi import ffi
+
+LISTING = "thunks.lst"
+ALIGNMENT = 64                      # a cache line each
+
+_LINE = re.compile(r"  [0-9a-f]{3}  ((?:(?:[0-9a-f]{2}|<\w+:\d>) ?)+)")
+_PLACEHOLDER = re.compile(r"<(\w+):(\d)>")
+
+
+def read_listing() -> dict[str, list[str]]:
+    """The listing's instruction lines by routine, in order."""
+    routines: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in resources.files(__package__).joinpath(LISTING).read_text().splitlines():
+        if line.startswith("["):
+            lines = routines[line.strip("[]")] = []
+        elif line.startswith("  "):
+            lines.append(line)
+    return routines
+
+
+def assemble(lines: list[str], values: Mapping[str, int]) -> bytes:
+    """Machine code of one routine.
+
+    Args:
+        lines: its lines in the listing.
+        values: what each placeholder stands for.
+    """
+    code = bytearray()
+    for line in lines:
+        match = _LINE.match(line)
+        if match is None:
+            raise ValueError(f"not a line of machine code: {line}")
+        for token in match[1].split():
+            if placeholder := _PLACEHOLDER.fullmatch(token):
+                code += (values[placeholder[1]]).to_bytes(int(placeholder[2]), "little")
+            else:
+                code.append(int(token, 16))
+    return bytes(code)
+
+
+class Thunks:
+    """The routines in executable memory, which lasts as long as the process: a late signal may still run one."""
+
+    def __init__(self, values: Mapping[str, int]) -> None:
+        code = bytearray()
+        starts: dict[str, int] = {}
+        for name, lines in read_listing().items():
+            starts[name] = len(code)
+            code += assemble(lines, values)
+            code += b"\xcc" * (-len(code) % ALIGNMENT)
+        self._memory = mmap.mmap(-1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._memory[: len(code)] = bytes(code)
+        base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._memory)))
+        self.addresses = {name: base + start for name, start in starts.items()}
+
+    def __getitem__(self, name: str) -> int:
+        """Host address of a routine."""
+        return self.addresses[name]

@@ -1,0 +1,27 @@
+"""Errors that a user can act on: one line each, no traceback needed."""
+
+from __future__ import annotations
+
+
+class EmuError(Exception):
+    """Anything the machine, its loaders or its tools refuse; the message is one line for a person."""
+
+
+class UnsupportedHost(EmuError):
+    """This host, or its libunicorn, is not one the CPU layer knows."""
+
+
+class BadImage(EmuError):
+    """A kernel, initramfs, archive or other input file that cannot be used."""
+
+
+class GuestError(EmuError):
+    """The guest failed: it panicked, died, or did not answer."""
+
+
+class GuestTimeout(GuestError):
+    """What was waited for did not happen in time."""
+
+
+class GuestStopped(GuestError):
+    """The guest stopped while something was still expected of it."""

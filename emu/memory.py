@@ -1,0 +1,89 @@
+"""Guest RAM: one anonymous mapping of the host, with a hole below 4 GiB in the guest's view."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+
+from emu.errors import EmuError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+HOLE_START = 0xC000_0000                # guest-physical: devices, from here to 4 GiB
+HIGH_START = 1 << 32
+SMALLEST, LARGEST = 64 * MIB, 8 * GIB
+
+
+class OutsideMemory(ValueError):
+    """A guest-physical range that is not all RAM."""
+
+
+class GuestMemory:
+    """The guest's RAM, and the only way in which the host writes to it.
+
+    An offset into the mapping is at the same time the ram address that libunicorn knows the byte by: low RAM first,
+    then what lies above 4 GiB.
+
+    Args:
+        size: bytes, a multiple of 4 KiB from 64 MiB to 8 GiB.
+
+    Raises:
+        EmuError: the size is out of range, or the host has no room.
+    """
+
+    def __init__(self, size: int) -> None:
+        if not SMALLEST <= size <= LARGEST or size % mmap.PAGESIZE:
+            raise EmuError(f"memory of {size / MIB:g} MiB: this machine takes 64 MiB to 8 GiB")
+        self.size = size
+        self.low_size = min(size, HOLE_START)
+        self.high_size = size - self.low_size
+        try:
+            self.ram = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise EmuError(f"the host has no room for {size // MIB} MiB of guest memory: {error.strerror}") from None
+        self.ram.madvise(mmap.MADV_HUGEPAGE)
+        self._view = memoryview(self.ram)
+        self.drop_code: Callable[[int, int], None] = lambda start, end: None
+        """Called after each write with the ram addresses written: code translated from them is stale."""
+
+    def _offset(self, address: int, size: int) -> int:
+        if 0 <= address and address + size <= self.low_size:
+            return address
+        if HIGH_START <= address and address + size <= HIGH_START + self.high_size:
+            return address - HIGH_START + self.low_size
+        raise OutsideMemory(f"{size} bytes at guest-physical {address:#x} are not RAM")
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copy of `size` bytes at a guest-physical address.
+
+        Raises:
+            OutsideMemory: not all of them are RAM.
+        """
+        offset = self._offset(address, size)
+        return self.ram[offset : offset + size]
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store bytes at a guest-physical address; the CPU runs what stands there now, not what stood there before.
+
+        Raises:
+            OutsideMemory: not all of them are RAM; nothing is written.
+        """
+        size = len(data)
+        offset = self._offset(address, size)
+        self._view[offset : offset + size] = data
+        self.drop_code(offset, offset + size)
+
+    def view(self, address: int, size: int) -> memoryview:
+        """Writable view of RAM, for loaders: before the CPU has run, no code can be stale.
+
+        Raises:
+            OutsideMemory: not all of it is RAM of one block.
+        """
+        offset = self._offset(address, size)
+        return self._view[offset : offset + size]
+
+    def blocks(self) -> list[tuple[int, memoryview]]:
+        """(guest-physical start, memory) of each block, in the order of their ram addresses."""
+        blocks = [(0, self._view[: self.low_size])]
+        if self.high_size:
+            blocks.append((HIGH_START, self._view[self.low_size :]))
+        return blocks

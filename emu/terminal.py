@@ -1,0 +1,96 @@
+"""This process's terminal: raw mode that is always undone, and keys on their way to a guest."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["Interaction", "raw_terminal", "restore_terminal"]
+
+EOT = b"\x04"                   # Ctrl-D, what a shell takes for the end of its input
+PIPE_CHUNK_BYTES = 1024         # typed at a time from a pipe: a guest's line discipline holds 4 KiB
+
+_saved: list[tuple[int, list[Any]]] = []
+
+
+def restore_terminal() -> None:
+    """Undo raw mode now; safe at any time, also twice and in a signal handler."""
+    while _saved:
+        fd, modes = _saved.pop()
+        try:
+            termios.tcsetattr(fd, termios.TCSADRAIN, modes)
+        except termios.error:
+            pass    # the terminal has gone
+
+
+@contextmanager
+def raw_terminal(fd: int) -> Iterator[None]:
+    """Raw mode on the terminal `fd` while inside; nothing if it is no terminal."""
+    if not os.isatty(fd):
+        yield
+        return
+    _saved.append((fd, termios.tcgetattr(fd)))
+    atexit.register(restore_terminal)
+    try:
+        tty.setraw(fd)
+        yield
+    finally:
+        restore_terminal()
+        atexit.unregister(restore_terminal)
+
+
+class Interaction:
+    """Carries keys to the guest and its output to us, until the escape key.
+
+    Args:
+        send: takes keys.
+        escape: the byte that ends the session; only on a terminal.
+    """
+
+    def __init__(self, send: Callable[[bytes], Any], escape: bytes) -> None:
+        sys.stdout.flush()
+        self.input_fd = sys.stdin.fileno()
+        self.failure: OSError | None = None
+        self._output_fd = sys.stdout.fileno()
+        self._on_terminal = os.isatty(self.input_fd)
+        self._escape = escape
+        self._send = send
+        self._left = False
+        self.input_ended = False
+
+    def over(self) -> bool:
+        """Whether the session has ended."""
+        return self._left or self.failure is not None
+
+    def show(self, data: bytes) -> None:
+        """Write to our output, all of it. Errors are kept: this runs below the guest's output instruction."""
+        view = memoryview(data)
+        try:
+            while view and self.failure is None:
+                view = view[os.write(self._output_fd, view):]
+        except OSError as error:
+            self.failure = error
+
+    def typed(self) -> bool:
+        """Input can be read: pass it on. False when there will be no more."""
+        try:
+            data = os.read(self.input_fd, PIPE_CHUNK_BYTES)
+        except OSError as error:
+            self.failure = error
+            data = b""
+        if not data:
+            self.input_ended = True
+            self._left = self._on_terminal      # a terminal that was hung up
+            self._send(EOT)
+        elif self._on_terminal and self._escape in data:
+            self._send(data[: data.index(self._escape)])
+            self._left = True
+        else:
+            self._send(data)
+        return not self.input_ended
