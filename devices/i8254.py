@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from devices import Clock, IrqLine
+from devices import Clock, IrqLine, PortRanges
 
 __all__ = ["FREQUENCY_HZ", "POWER_ON", "CounterState", "Pit", "PitState"]
 
@@ -130,7 +130,7 @@ class Counter:
         self.null = True
         if self.mode == TERMINAL_COUNT:
             self.out = False
-        if self.mode in (TERMINAL_COUNT, SOFT_STROBE) or self.mode in PERIODIC and not self.running:
+        if self.mode in (TERMINAL_COUNT, SOFT_STROBE) or (self.mode in PERIODIC and not self.running):
             self.load_pending = True
 
     def read(self) -> int:
@@ -180,7 +180,7 @@ class Counter:
             clocks -= 1
         if clocks and self.running:
             mode = self.mode
-            if mode == TERMINAL_COUNT or mode == ONE_SHOT:
+            if mode in (TERMINAL_COUNT, ONE_SHOT):
                 self._count_down(clocks)
             elif mode == RATE:
                 self._count_rate(clocks)
@@ -194,7 +194,7 @@ class Counter:
         strobe = self.mode in (SOFT_STROBE, HARD_STROBE)
         if strobe and not self.out:
             return 1
-        if self._is_held() or self.mode == RATE and self.initial == 1:      # that count, illegal, keeps OUT low
+        if self._is_held() or (self.mode == RATE and self.initial == 1):    # that count, illegal, keeps OUT low
             return None
         if self.load_pending:
             return 1 + (self.period if self.mode in PERIODIC else self.initial + strobe)
@@ -304,7 +304,7 @@ class Pit:
         state: registers to start with.
     """
 
-    ports = ((0x40, 4), (0x61, 1))
+    ports: PortRanges = ((0x40, 4), (0x61, 1))
 
     def __init__(self, irq: IrqLine, clock: Clock, state: PitState = POWER_ON) -> None:
         self._irq = irq

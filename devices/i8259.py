@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from devices import IrqLine
+from devices import IrqLine, PortRanges
 
 __all__ = ["I8259", "POWER_ON", "I8259State", "PicPair", "PicPairState"]
 
@@ -147,7 +147,8 @@ class I8259:
             self.latched |= bit
         else:
             self.latched &= ~bit
-        self._update()
+        if level != self.requesting:        # a rising line only adds a request, a falling one only takes it away
+            self._update()
 
     @property
     def requests(self) -> int:
@@ -268,10 +269,8 @@ class I8259:
 
     def _winner(self) -> int | None:
         """The input whose request the INT pin announces."""
-        if self.expected != READY:
-            return None
         requests = self.requests & ~self.mask
-        if not requests:
+        if not requests or self.expected != READY:
             return None
         serving = self._rank(self._unmasked_in_service())
         rank = self._rank(requests)
@@ -299,7 +298,7 @@ class PicPair:
         state: both chips' registers to start with.
     """
 
-    ports = ((0x20, 2), (0xA0, 2), (0x4D0, 2))
+    ports: PortRanges = ((0x20, 2), (0xA0, 2), (0x4D0, 2))
 
     def __init__(self, output: IrqLine, state: PicPairState = POWER_ON) -> None:
         self._master = I8259(output, state.master, master=True, elcr_mask=MASTER_ELCR)

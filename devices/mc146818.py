@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from devices import Clock, IrqLine
+from devices import Clock, IrqLine, PortRanges
 
 __all__ = ["POWER_ON", "Rtc", "RtcState"]
 
@@ -79,7 +79,7 @@ class Rtc:
         state: registers to start with.
     """
 
-    ports = ((0x70, 2),)
+    ports: PortRanges = ((0x70, 2),)
 
     def __init__(
         self, irq: IrqLine, clock: Clock, low_size: int, high_size: int = 0, state: RtcState = POWER_ON

@@ -284,12 +284,13 @@ class Console:
         """Connect this process's terminal (or pipes) to the guest until `escape` is typed.
 
         Also returns when the guest stops, or what reads our output has gone. On a terminal every key goes to the
-        guest, Ctrl-C too. Input that is no terminal is typed as it comes; its end is typed as Ctrl-D.
+        guest, Ctrl-C too. Input that is no terminal is typed as it comes; its end is typed as Ctrl-D, and
+        a guest that panics ends the session then.
         Unread output is shown first.
         """
         from emu.terminal import Interaction, raw_terminal
 
-        session = Interaction(self.send, escape)
+        session = Interaction(self.send, escape, lambda: self.panics.line is not None)
         session.show(self.buffer.encode())
         self.discard()
         self._outputs.append(session.show)
@@ -301,7 +302,8 @@ class Console:
         self._watch_fd(session.input_fd, typed)
         try:
             with raw_terminal(session.input_fd):
-                self.drive(session.over, None)
+                while not self.drive(session.over, session.patience_s()):
+                    session.nothing_happened()
         except GuestStopped:
             pass
         finally:
@@ -412,7 +414,7 @@ def _compiled(pattern: str | bytes | re.Pattern[str] | re.Pattern[bytes]) -> re.
     if not isinstance(pattern, re.Pattern):
         return re.compile(_text(pattern), re.DOTALL)
     if isinstance(pattern.pattern, str):
-        return pattern      # type: ignore[return-value]  # a str pattern, as just seen
+        return pattern  
     return re.compile(pattern.pattern.decode("utf-8", "replace"), pattern.flags)
 
 

@@ -226,7 +226,7 @@ def _debian_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _
         package = apt_download(DEBIAN_KERNELS[kernel], directory, progress, say)
         image = debian_file(package, lambda path: path.startswith("boot/vmlinuz-"))
         files = _keep_extracted(cache, package, image, os.path.basename(image.name))
-    part = _Part(files, f"kernel: Debian's {package.stem}")
+    part = _Part(files, f"kernel: Debian's {_plain(package)}")
     _record(cache, record, part)
     return part
 
@@ -238,7 +238,12 @@ def _busybox(cache: Cache, progress: Progress, say: Say) -> _Part:
     with _workspace(cache) as directory:
         package = apt_download(BUSYBOX_PACKAGE, directory, progress, say)
         program = debian_file(package, lambda path: path.endswith("bin/busybox"))
-        files = _keep_extracted(cache, package, program, f"busybox-{package.stem}")
-    part = _Part(files, f"root: Debian's {package.stem}, without a distribution")
+        files = _keep_extracted(cache, package, program, f"{package.stem}.program")
+    part = _Part(files, f"root: Debian's {_plain(package)}, without a distribution")
     _record(cache, "root-busybox", part)
     return part
+
+
+def _plain(package: Path) -> str:
+    """name_version_architecture, with the colons that apt escapes in file names."""
+    return package.stem.replace("%3a", ":")

@@ -20,7 +20,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 
 from emu.console import Console
@@ -30,7 +30,7 @@ __all__ = ["Result", "SerialShell"]
 
 ATTEMPTS = 5                    # at an undamaged transfer
 LINE_BYTES = 700                # typed at a time: busybox' line editor takes 1023, and a line has a few more
-WINDOW_LINES = 160              # of 100 base64 characters between acknowledgements: Linux buffers 64 KiB of a tty's input
+WINDOW_LINES = 160              # of 100 base64 characters at a time: Linux buffers 64 KiB of a tty's input
 WINDOW_LINE_BYTES = 75
 SETTLE_S = 0.005                # without output after what looks like a prompt, before it is believed to be one
 SILENCE_S = 1.0                 # without output, before asking a console whose prompt we do not know
@@ -39,6 +39,8 @@ CANCEL_S = 2.0                  # for a command to end after each key that shoul
 REPLY_SILENCE_S = 10.0          # in the middle of a reply, before it is asked for again
 FRESH_SHELL_S = 60.0            # to the prompt, when run() is called without a timeout
 
+CURSOR_QUERY, CURSOR_ANSWER = b"\x1b[6n", b"\x1b[1;1R"    # DSR and CPR (ECMA-48 8.3.35, 8.3.14)
+NO_KEY = b"\x05"                # Ctrl-E, end of line: does nothing at the end of a line
 INTERRUPT, QUIT, SUSPEND = b"\x03", b"\x1c", b"\x1a"
 
 _PROMPT = re.compile(rb"[#$%>] (?:\x1b\[[0-9;?]*[a-zA-Z])*$")
@@ -59,7 +61,7 @@ _emu_f='o e'
 case $2 in
 a) _emu_f=$3;;
 [nl]) [ $2 = l ] || : >|DIR/$3
-stty -echo; printf '\036g%s\036' $1
+stty sane -echo; printf '\036g%s\036' $1
 head -n $4|base64 -d >>DIR/$3 && _emu_r=0 || _emu_r=$?
 stty echo; _emu_f=$3;;
 r) printf "$3" >|DIR/c || { printf '\036?%s\036' $1; return; };;
@@ -94,12 +96,14 @@ class Result:
     """What a command in the guest did.
 
     `status` is its exit status, 128 + n if signal n ended it. `stdout` and `stderr` are UTF-8; bytes that are
-    not survive as surrogate escapes, and the raw output is in `stdout_bytes` and `stderr_bytes`.
+    not survive as surrogate escapes, and the raw output is in `stdout_bytes` and `stderr_bytes`. `read_s` is how
+    many seconds reading the output took after the command's end.
     """
 
     status: int
     stdout_bytes: bytes
     stderr_bytes: bytes
+    read_s: float = field(default=0.0, compare=False)
 
     @property
     def stdout(self) -> str:
@@ -131,7 +135,7 @@ class _Probe:
         self.fresh = False
         self._answer = f"\036p{number}\036".encode()
         self._console = console
-        self._seen = bytearray(console.history[-self.KEPT_BYTES:])
+        self._seen = bytearray(console.recent(self.KEPT_BYTES))
 
     def at_prompt(self) -> bool:
         """Whether the output ends in what most prompts end in; a pause has to confirm it."""
@@ -209,6 +213,8 @@ class SerialShell:
         self._number = 0
         self._shell_there = False
         self._installed = False
+        self._asks_cursor = False
+        self._reply_began = 0.0
         self._deadline: float | None = None
 
     # Is a shell there?
@@ -233,7 +239,7 @@ class SerialShell:
                 if self._drive(lambda: probe.fresh, SETTLE_S if probe.at_prompt() and not asked else silence):
                     continue
                 # No quotes in it: a line whose start was lost must not leave the shell inside a string.
-                self._console.send(("\n" if asked else "") + rf" printf \\036p%s\\036 {self._number}" + "\n")
+                self._type(("\n" if asked else "") + rf" printf \\036p%s\\036 {self._number}" + "\n")
                 silence = min(2 * silence, SILENCE_LIMIT_S) if asked else silence
                 asked = True
         finally:
@@ -295,10 +301,11 @@ class SerialShell:
             request = f"{'f' if input is None else 'i'} - {watchdog}"
         files: dict[str, bytes] = {}
         reply = self._ask(request)
+        ended = self._reply_began
         for _ in range(ATTEMPTS):
             try:
                 status = _parse(reply, files)
-                return Result(status, files["o"], files["e"])
+                return Result(status, files["o"], files["e"], monotonic() - ended)
             except _Damaged as damage:
                 reply = self._ask(f"a '{damage.files}'")
         raise GuestError(f"the output of {_shown(text)} came damaged {ATTEMPTS} times over the serial console")
@@ -332,7 +339,7 @@ class SerialShell:
 
     def _install(self) -> None:
         text = _FUNCTION.strip().replace("NAME", self._function).replace("DIR", self._directory)
-        self._console.send(f" stty sane\n{text}\n")
+        self._type(f" stty sane\n{text}\n")
         self._installed = True
 
     def _exchange(self, request: str, data: bytes | None) -> bytes:
@@ -341,12 +348,13 @@ class SerialShell:
         self._console.discard()
         self._console.tap = reply.tap
         try:
-            self._console.send(f" {self._function} {self._number} {request}\n")
+            self._type(f" {self._function} {self._number} {request}\n", ahead=data is None)
             self._drive(lambda: reply.begun or reply.done or reply.lost, None)
+            self._reply_began = monotonic()
             if reply.lost:
                 raise _ShellLost
             if data is not None:
-                self._console.send(data)
+                self._type(data.decode())
             length = -1
             while not reply.done and length != len(reply.content):  # a reply that dries up has lost its end mark
                 length = len(reply.content)
@@ -354,6 +362,16 @@ class SerialShell:
         finally:
             self._console.tap = None
         return bytes(reply.content)
+
+    def _type(self, lines: str, ahead: bool = True) -> None:
+        """Type lines at the shell, without the 20 ms that busybox waits when it asked where the cursor is.
+
+        It asks unless a key has been typed already, and waits at Enter unless it got an answer.
+        """
+        recent = self._console.recent(len(CURSOR_QUERY))
+        self._asks_cursor = self._asks_cursor or recent == CURSOR_QUERY
+        answer = CURSOR_ANSWER if recent == CURSOR_QUERY else b""
+        self._console.send(answer + lines.encode() + (NO_KEY if ahead and self._asks_cursor else b""))
 
     def _drive(self, until: Callable[[], bool], timeout: float | None) -> bool:
         """Drive the guest for `timeout` at most; raises if it panics or the whole call's time is up."""

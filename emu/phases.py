@@ -44,6 +44,10 @@ class Phases:
         finally:
             self._rows.insert(place, (name, started, self.elapsed_s()))
 
+    def add(self, name: str, start_s: float, end_s: float) -> None:
+        """Add a phase that was timed elsewhere, in seconds since the process started."""
+        self._rows.append((name, start_s, end_s))
+
     def rows(self) -> list[tuple[str, float, float]]:
         """(name, start, end) of each phase, in seconds since the process started, by start."""
         return list(self._rows)

@@ -14,6 +14,7 @@ from typing import Any
 __all__ = ["Interaction", "raw_terminal", "restore_terminal"]
 
 EOT = b"\x04"                   # Ctrl-D, what a shell takes for the end of its input
+END_REPEAT_S = 1.0              # between signs of the end of piped input, while the guest is silent
 PIPE_CHUNK_BYTES = 1024         # typed at a time from a pipe: a guest's line discipline holds 4 KiB
 
 _saved: list[tuple[int, list[Any]]] = []
@@ -51,9 +52,10 @@ class Interaction:
     Args:
         send: takes keys.
         escape: the byte that ends the session; only on a terminal.
+        hopeless: whether a guest without a person watching need not be waited for any more.
     """
 
-    def __init__(self, send: Callable[[bytes], Any], escape: bytes) -> None:
+    def __init__(self, send: Callable[[bytes], Any], escape: bytes, hopeless: Callable[[], bool]) -> None:
         sys.stdout.flush()
         self.input_fd = sys.stdin.fileno()
         self.failure: OSError | None = None
@@ -61,15 +63,32 @@ class Interaction:
         self._on_terminal = os.isatty(self.input_fd)
         self._escape = escape
         self._send = send
+        self._hopeless = hopeless
         self._left = False
+        self._shown = False
         self.input_ended = False
 
     def over(self) -> bool:
         """Whether the session has ended."""
-        return self._left or self.failure is not None
+        return self._left or self.failure is not None or (not self._on_terminal and self._hopeless())
+
+    def patience_s(self) -> float | None:
+        """How long to drive the guest before `nothing_happened` should look."""
+        return END_REPEAT_S if self.input_ended else None
+
+    def nothing_happened(self) -> None:
+        """Type the input's end again while the guest is silent.
+
+        Ctrl-D means the end only to who reads at that moment: a terminal that goes from its cooked to its raw mode
+        with one waiting, as when a shell's command ends, turns it into a NUL that the shell ignores.
+        """
+        if not self._shown:
+            self._send(EOT)
+        self._shown = False
 
     def show(self, data: bytes) -> None:
         """Write to our output, all of it. Errors are kept: this runs below the guest's output instruction."""
+        self._shown = True
         view = memoryview(data)
         try:
             while view and self.failure is None:

@@ -26,8 +26,10 @@ ffi.cdef("""
         uint64_t syscalls;                      // 0x58
         uint64_t cpuids;                        // 0x60
         uint64_t lsr_reads;                     // 0x68
-        uint64_t reserved[2];                   // 0x70
+        uint64_t ram_base, ram_bytes;           // 0x70, 0x78: the guest's RAM in the host, in order of ram addresses
         uint32_t leaf[4];                       // 0x80: where CPUID's answer is put together
         uint32_t hypervisor_leaves[3][4];       // 0x90: EAX, EBX, ECX, EDX a row
+        uint64_t code_pages;                    // 0xc0: a byte a page of RAM, 1 where code was translated from it
+        uint64_t low_bytes;                     // 0xc8: RAM at guest-physical 0, the first of ram_bytes
     };
 """)

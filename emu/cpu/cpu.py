@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -268,7 +269,13 @@ class Cpu:
         buffer = ffi.from_buffer(host)
         self._keep.append(buffer)
         self._check(self._api.uc_mem_map_ptr(self._uc, guest, len(buffer), PERMISSION_ALL, buffer), f"RAM at {guest:#x}")
-        ram_address = self.ram_bytes
+        context, ram_address = self.context, self.ram_bytes
+        if not context.ram_bytes:
+            context.ram_base = address(buffer)
+        if context.ram_base + context.ram_bytes == address(buffer):     # the quick paths know one stretch of the host
+            context.ram_bytes += len(buffer)
+            if guest == 0:
+                context.low_bytes = len(buffer)
         self.ram_bytes += len(buffer)
         return ram_address
 
@@ -309,6 +316,10 @@ class Cpu:
         self._msr_permissions = ffi.cast("uint8_t *", address(block) + start + 0x1000)
         for number in (MSR_TSC, MSR_APIC_BASE):
             self.trap_msr(number)
+        code_pages = mmap.mmap(-1, max(self.context.ram_bytes // mmap.PAGESIZE, 1))
+        self._keep.append(code_pages)
+        self.context.code_pages = address(ffi.from_buffer(code_pages))
+        ffi.cast("uint64_t *", self._cpu + layout.opaque)[0] = address(self.context)
         ffi.cast("uint64_t *", self._env + layout.vm_vmcb)[0] = self._vmcb_address
         ffi.cast("uint64_t *", self._env + layout.intercept)[0] = sum(1 << code - INTERCEPT_BASE for code in _INTERCEPTS)
         self._hflags[0] |= HF_GUEST

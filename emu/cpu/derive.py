@@ -35,7 +35,23 @@ from emu.cpu.constants import (
 from emu.cpu.layout import Layout, build_id
 
 CPU_STATE_BYTES = 0x4000
-STATIC_SYMBOLS = {"slot_page_written": "tb_invalidate_phys_page_fast_x86_64", "slot_protect_code": "tlb_protect_code_x86_64"}
+R_X86_64_64, R_X86_64_JUMP_SLOT = 1, 7
+REPLACED = {
+    "PAGE_WRITTEN": "tb_invalidate_phys_page_fast_x86_64",
+    "PROTECT_CODE": "tlb_protect_code_x86_64",
+    "UNPROTECT_CODE": "tlb_unprotect_code_x86_64",
+    "RESET_DIRTY_BY_ADDRESS": "tlb_reset_dirty_by_vaddr_x86_64",
+    "LOAD_PHYSICAL_64": "x86_ldq_phys_x86_64",
+}
+"""Called through the procedure linkage table, by the thunk that replaces them."""
+
+REPLACED_HELPERS = {
+    "STORE_8": "helper_ret_stb_mmu_x86_64",
+    "STORE_16": "helper_le_stw_mmu_x86_64",
+    "STORE_32": "helper_le_stl_mmu_x86_64",
+    "STORE_64": "helper_le_stq_mmu_x86_64",
+}
+"""Called by translated code, from the code generator's table of helpers."""
 
 
 class Functions:
@@ -121,10 +137,12 @@ def derive(path: str) -> Layout:
         exit_request=exit_request,
         interrupt_request=0x1C,
         icount_decr_ptr=icount_decr_ptr,
+        opaque=exception_index - 8 - 0x28,
         halted=exception_index - 8,
         exception_is_int=exception_is_int,
         error_code=error_code,
         env=env,
+        tlb=functions.lea("tlb_reset_dirty"),
         eip=eip,
         eflags=eip + 8,
         cc_dst=eip + 16,
@@ -154,24 +172,33 @@ def _wide(operands: list[tuple[str, int]], disp: int) -> bool:
     return {disp + 8, disp + 10, disp + 12, disp + 14} <= {d for _, d in operands}
 
 
-def _link_addresses(path: str) -> dict[str, int]:
+def _link_addresses(path: str) -> dict[str, Any]:
+    slots: dict[str, int] = {}
     with open(path, "rb") as file:
         elf = ELFFile(file)
         symbols = elf.get_section_by_name(".dynsym")
-        found = {"uc_emu_stop": symbols.get_symbol_by_name("uc_emu_stop")[0]["st_value"]}
-        names = {name: field for field, name in STATIC_SYMBOLS.items()}
-        for relocation in elf.get_section_by_name(".rela.plt").iter_relocations():
-            name = symbols.get_symbol(relocation["r_info_sym"]).name
-            if name in names:
-                found[names[name]] = relocation["r_offset"]
-    return found
+        for section, kind, replaced in ((".rela.plt", R_X86_64_JUMP_SLOT, REPLACED), (".rela.dyn", R_X86_64_64, REPLACED_HELPERS)):
+            names = {name: thunk for thunk, name in replaced.items()}
+            for relocation in elf.get_section_by_name(section).iter_relocations():
+                if relocation["r_info_type"] == kind:
+                    name = symbols.get_symbol(relocation["r_info_sym"]).name
+                    if name in names:
+                        slots[names[name]] = relocation["r_offset"]
+        return {"uc_emu_stop": symbols.get_symbol_by_name("uc_emu_stop")[0]["st_value"], "slots": slots}
+
+
+def _literal(value: int | dict[str, int]) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{name}": {offset:#x}' for name, offset in value.items()) + "}"
+    return f"{value:#x}"
 
 
 def main() -> None:
     """Print the row for a library, by default the installed one."""
     path = sys.argv[1] if len(sys.argv) > 1 else abi.library_path()
     layout = derive(path)
-    values = ",\n        ".join(f"{field.name}={getattr(layout, field.name):#x}" for field in fields(layout))
+    shown = {field.name: getattr(layout, field.name) for field in fields(layout)}
+    values = ",\n        ".join(f"{name}={_literal(value)}" for name, value in shown.items())
     print(f'    "{build_id(path)}": Layout(\n        {values},\n    ),')
 
 

@@ -7,6 +7,7 @@ a row of the table from a library file; `emu.cpu.check` tries a row on a live CP
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emu.cpu.abi import UNICORN_VERSION
@@ -22,10 +23,12 @@ class Layout:
     exit_request: int           # from cpu: byte; 1 = leave the CPU loop
     interrupt_request: int      # from cpu: u32
     icount_decr_ptr: int        # from cpu: pointer to what every block's start tests
+    opaque: int                 # from cpu: pointer that libunicorn does not use; ours to a CPU's context
     halted: int                 # from cpu: u32
     exception_is_int: int       # from cpu: s32
     error_code: int             # from cpu: s32
     env: int                    # from cpu; everything below is from env
+    tlb: int                    # negative; a pair for each MMU mode: mask u64, table pointer
     eip: int
     eflags: int
     cc_dst: int
@@ -47,8 +50,22 @@ class Layout:
     cpuid_version: int
     cpuid_features: int         # u32 words in the order of FEATURE_WORDS
     uc_emu_stop: int            # from the library's start: tells where it was loaded
-    slot_page_written: int      # from the library's start: PLT slot of tb_invalidate_phys_page_fast
-    slot_protect_code: int      # from the library's start: PLT slot of tlb_protect_code
+    slots: Mapping[str, int]    # from the library's start: where a function's address stands, by the thunk that replaces it
+
+    @property
+    def env_opaque(self) -> int:
+        """Offset of cpu's `opaque` from env; negative."""
+        return self.opaque - self.env
+
+    @property
+    def tlb_mask(self) -> int:
+        """Offset of the first MMU mode's TLB mask in env."""
+        return self.tlb
+
+    @property
+    def tlb_table(self) -> int:
+        """Offset of the first MMU mode's TLB table in env."""
+        return self.tlb + 8
 
     @property
     def cs(self) -> int:
@@ -77,10 +94,12 @@ KNOWN_BUILDS: dict[str, Layout] = {
         exit_request=0x15,
         interrupt_request=0x1c,
         icount_decr_ptr=0x130,
+        opaque=0x8170,
         halted=0x8198,
         exception_is_int=0x9f5c,
         error_code=0x9f58,
         env=0x8a50,
+        tlb=-0x40,
         eip=0x80,
         eflags=0x88,
         cc_dst=0x90,
@@ -102,8 +121,7 @@ KNOWN_BUILDS: dict[str, Layout] = {
         cpuid_version=0x15fc,
         cpuid_features=0x1600,
         uc_emu_stop=0x3c39c0,
-        slot_page_written=0x14c4020,
-        slot_protect_code=0x14c22d8,
+        slots={"PROTECT_CODE": 0x14c22d8, "UNPROTECT_CODE": 0x14c2a90, "PAGE_WRITTEN": 0x14c4020, "LOAD_PHYSICAL_64": 0x14c4350, "RESET_DIRTY_BY_ADDRESS": 0x14c67f8, "STORE_8": 0x14336c0, "STORE_16": 0x14336c8, "STORE_32": 0x14336d0, "STORE_64": 0x14336d8},
     ),
 }
 

@@ -1,4 +1,4 @@
-"""libunicorn made ready for whole machines, once a process: known build, machine code loaded, two PLT slots redirected."""
+"""libunicorn made ready for whole machines, once a process: known build, machine code loaded, some functions replaced."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ FUNCTIONS = (
     "tb_invalidate_phys_page_fast",
     "qemu_map_ram_ptr",
     "tlb_reset_dirty",
+    "tlb_reset_dirty_by_vaddr",
+    "x86_ldq_phys",
+    "helper_ret_stb_mmu",
+    "helper_le_stw_mmu",
+    "helper_le_stl_mmu",
+    "helper_le_stq_mmu",
 )
 OFFSETS = (
     *("exception_is_int", "eip", "eflags", "cs", "cs_base", "cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
     *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
+    *("opaque", "env_opaque", "tlb_mask", "tlb_table"),
 )
 
 
@@ -45,16 +52,16 @@ class Library:
         values = {name: symbols[name] for name in FUNCTIONS}
         values |= {name: getattr(self.layout, name) for name in OFFSETS}
         self.thunks = Thunks(values)
-        self._track_writes_by_physical_page(values["uc_emu_stop"] - self.layout.uc_emu_stop)
+        self._replace_functions(values["uc_emu_stop"] - self.layout.uc_emu_stop)
 
-    def _track_writes_by_physical_page(self, base: int) -> None:
-        """Redirect two slots, so that code is dropped however its page is written.
+    def _replace_functions(self, base: int) -> None:
+        """Put thunks where libunicorn looks up some functions of its own.
 
-        libunicorn notices writes to code by virtual page only, and after the first store through a non-executable
-        alias (Linux' direct map) no more: reused pages would run old code. Both routines work for every engine of
-        the process, ours or not.
+        Two of them make it sound: it notices writes to code by virtual page only, and after the first store through a
+        non-executable alias (Linux' direct map) no more, so that reused pages would run old code. The others make it
+        quick. Engines of the process that are not ours are served as before, or better.
         """
-        for slot, thunk in ((self.layout.slot_page_written, "PAGE_WRITTEN"), (self.layout.slot_protect_code, "PROTECT_CODE")):
+        for thunk, slot in self.layout.slots.items():
             at = base + slot
             page = at & ~(mmap.PAGESIZE - 1)
             if libc.mprotect(ffi.cast("void *", page), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE):

@@ -42,7 +42,8 @@ def assemble(lines: list[str], values: Mapping[str, int]) -> bytes:
             raise ValueError(f"not a line of machine code: {line}")
         for token in match[1].split():
             if placeholder := _PLACEHOLDER.fullmatch(token):
-                code += (values[placeholder[1]]).to_bytes(int(placeholder[2]), "little")
+                size = int(placeholder[2])
+                code += (values[placeholder[1]] & (1 << 8 * size) - 1).to_bytes(size, "little")
             else:
                 code.append(int(token, 16))
     return bytes(code)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from devices import Device, i8042, uart16550a
+from devices import Device, i8042, i8254, i8259, mc146818, uart16550a
 from tests.devices.fakes import FakeClock, FakeLine
 
 __all__ = ["DEVICES", "STIMULI", "Bench", "Factory", "Stimulus"]
@@ -66,11 +66,38 @@ def keyboard_controller(bench: Bench, state: Any) -> Device:
     )
 
 
+def interrupt_controllers(bench: Bench, state: Any) -> Device:
+    """The pair of 8259A."""
+    return i8259.PicPair(bench.line("intr"), state or i8259.POWER_ON)
+
+
+def stimulate_interrupt_controllers(device: i8259.PicPair, number: int) -> None:
+    """A device drives its line (bits 3-0) to bit 4, or the processor acknowledges."""
+    if number & 0x0F == i8259.CASCADE:
+        device.acknowledge()
+    else:
+        device.line(number & 0x0F).set(bool(number & 0x10))
+
+
+def interval_timer(bench: Bench, state: Any) -> Device:
+    """The 8254."""
+    return i8254.Pit(bench.line("irq"), bench.clock, state or i8254.POWER_ON)
+
+
+def real_time_clock(bench: Bench, state: Any) -> Device:
+    """The MC146818 of a machine with 256 MiB."""
+    return mc146818.Rtc(bench.line("irq"), bench.clock, 256 << 20, state=state or mc146818.POWER_ON)
+
+
 DEVICES: dict[str, Factory] = {
     "i8042": keyboard_controller,
+    "i8254": interval_timer,
+    "i8259": interrupt_controllers,
+    "mc146818": real_time_clock,
     "uart16550a": uart,
 }
 
 STIMULI: dict[str, Stimulus] = {
+    "i8259": stimulate_interrupt_controllers,
     "uart16550a": stimulate_uart,
 }

@@ -328,6 +328,14 @@ def test_urgent_slave_request_during_slave_service_needs_special_fully_nested_mo
         assert pair.acknowledge() == (0x39 if expected else 0x37)
 
 
+def test_special_fully_nested_mode_does_not_let_a_slave_interrupt_what_is_more_urgent(line: FakeLine) -> None:
+    pair = make_pair(line, master_icw4=0x11)
+    pair.line(1).set(True)
+    assert pair.acknowledge() == 0x31
+    pair.line(9).set(True)
+    assert not pair.pending
+
+
 def test_buffered_mode_takes_the_role_from_icw4(line: FakeLine) -> None:
     chip = I8259(line, I8259State(), master=False)
     for register, word in ((COMMAND, 0x11), (DATA, 0x40), (DATA, 0x04), (DATA, 0x0D)):
@@ -364,7 +372,7 @@ class Model:
         self.aeoi = self.rotate_aeoi = self.special = False
 
     def requests(self) -> list[int]:
-        return [n for n in range(8) if self.edge[n] or self.level_mode[n] and self.high[n]]
+        return [n for n in range(8) if self.edge[n] or (self.level_mode[n] and self.high[n])]
 
     def winner(self) -> int | None:
         for n in self.order:
@@ -427,7 +435,7 @@ STEPS = st.one_of(
 )
 
 
-def take(step: tuple[object, ...], chip: I8259, model: Model) -> None:  # noqa: C901 - a table of small steps
+def take(step: tuple[object, ...], chip: I8259, model: Model) -> None:
     match step:
         case ("drive", int(n), bool(level)):
             chip.line(n).set(level)

@@ -220,6 +220,11 @@ def test_update_interrupt_comes_with_every_second_and_reading_c_lowers_the_line(
         assert guest.get(REG_C) == 0
 
 
+def test_setting_the_time_is_no_update(guest: Guest) -> None:
+    guest.put(0, 0x59)
+    assert guest.get(REG_C) == 0
+
+
 def test_set_clears_the_update_interrupts_enable(guest: Guest) -> None:
     guest.put(REG_B, H24 | SET | UIE)
     assert guest.get(REG_B) == H24 | SET

@@ -1,0 +1,45 @@
+# Everything runs in .venv, which `make` builds itself. `make demo` is the whole product once round.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test lint bench-boot bench-serial bench-guest soak clean
+
+# The guest is fetched, booted and asked a few things; then how long everything took.
+demo: $(DONE)
+	$(BIN)/emu info
+	$(BIN)/emu fetch
+	$(BIN)/emu demo
+
+test: $(DONE)
+	$(PYTEST)
+
+lint: $(DONE)
+	$(BIN)/python -m pip install --quiet '.[lint]'
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+bench-boot bench-serial bench-guest: bench-%: $(DONE)
+	$(BIN)/python -m bench.$*
+
+soak: $(DONE)
+	$(PYTEST) -m soak --timeout=7200 -s
+
+# Editable, so that a changed source needs no new installation. Debian packages venv apart from Python.
+$(DONE): setup.py pyproject.toml
+	@python=; for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	done; \
+	test -n "$$python" || { echo 'make: Python 3.11 or later is needed: apt-get install python3 python3-venv' >&2; exit 1; }; \
+	rm -rf $(VENV); \
+	if $$python -c 'import ensurepip' 2>/dev/null; then $$python -m venv $(VENV); \
+	elif $$python -m virtualenv --version >/dev/null 2>&1; then $$python -m virtualenv --quiet $(VENV); \
+	else echo 'make: Python has no venv here: apt-get install python3-venv' >&2; exit 1; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info bench/out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,4 @@
+"""Benchmarks and endurance runs; each is a module of its own: `python -m bench.boot`.
+
+Figures on a machine that others use drift, so every ratio comes from runs made in turn, and from their medians.
+"""

@@ -1,0 +1,82 @@
+"""The guests of the benchmarks: Debian's kernels, and initramfs files that our machine and a rival can share."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from bench.common import OUTPUT
+from emu.cache import Cache
+from emu.errors import EmuError
+from emu.fetch import debian_kernel, fetch_guest
+from emu.images.cpio import Entry, write_archive
+from emu.images.root import load_root
+
+__all__ = ["KERNELS", "ROOTS", "initramfs_file", "kernel_file", "root_file"]
+
+KERNELS = ("generic", "cloud")
+ROOTS = ("alpine", "busybox")
+
+BUSYBOX_PACKAGE = "busybox-static"
+BUSYBOX_KIND = "bench"
+EXECUTABLE = stat.S_IFREG | 0o755
+GZIP_LEVEL = 6
+
+
+def kernel_file(kernel: str) -> Path:
+    """Debian's bzImage of a kind in `KERNELS`, fetched if the cache has none."""
+    return debian_kernel(Cache(), kernel, say=print)
+
+
+def root_file(root: str) -> Path:
+    """A root of `ROOTS`: Alpine's minirootfs, or Debian's static busybox; fetched if the cache has none.
+
+    Raises:
+        EmuError: no source has it.
+    """
+    if root == "busybox":
+        return _busybox()
+    path = fetch_guest(Cache(), say=print).root_path
+    if ".tar" not in path.name:
+        raise EmuError(f"this machine has no Alpine minirootfs, only {path.name}")
+    return path
+
+
+def _busybox() -> Path:
+    cache = Cache()
+    if found := cache.find(BUSYBOX_KIND, BUSYBOX_PACKAGE):
+        return found
+    from emu.images.apt import apt_download
+    from emu.images.packages import debian_file
+
+    with tempfile.TemporaryDirectory() as directory:
+        package = apt_download(BUSYBOX_PACKAGE, Path(directory), lambda *_: None, print)
+        program = debian_file(package, lambda path: path.endswith("bin/busybox"))
+        return cache.store(BUSYBOX_KIND, BUSYBOX_PACKAGE, lambda handle: handle.write(program.data))
+
+
+def initramfs_file(root: str, scripts: dict[str, str] | None = None, compress: bool = True) -> Path:
+    """Write an initramfs that any machine can boot, and return its path under bench/out.
+
+    Args:
+        root: of `ROOTS`; the package's init is in it.
+        scripts: text by name, put in the root directory of the guest as executable files.
+        compress: with gzip, as distributions ship theirs.
+    """
+    archive = io.BytesIO()
+    archive.write(load_root(root_file(root), Cache()))
+    if scripts:
+        archive.write(bytes(-archive.tell() % 4))   # Linux takes archives one behind the other, four-byte aligned
+        write_archive([Entry(name, EXECUTABLE, text.encode()) for name, text in scripts.items()], archive)
+    data = archive.getvalue()
+    name = "-".join([root, *(name.removesuffix(".sh") for name in scripts or {})])
+    path = OUTPUT / f"{name}.cpio{'.gz' if compress else ''}"
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(gzip.compress(data, GZIP_LEVEL, mtime=0) if compress else data)
+    os.replace(partial, path)
+    return path

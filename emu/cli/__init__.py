@@ -1,0 +1,109 @@
+"""The command `emu`. Each command is a module of this package, imported when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from emu.errors import EmuError, GuestError, GuestTimeout
+
+__all__ = ["main"]
+
+STATUS_BAD_INPUT = 2
+STATUS_TIMEOUT = 124            # as timeout(1)
+STATUS_GUEST_FAILED = 125       # as `docker run`: the machine failed, not the command
+STATUS_BROKEN_PIPE = 141        # as a shell shows SIGPIPE
+STATUS_INTERRUPTED = 130
+STATUS_BUG = 70                 # EX_SOFTWARE of sysexits.h
+
+COMMANDS = {
+    "boot": "Boot a guest on this terminal; Ctrl-] leaves.",
+    "run": "Run one command in a fresh guest; its exit status is ours.",
+    "fetch": "Get the default guest's kernel and root file system.",
+    "info": "Show versions, the host, and what is in the cache.",
+}
+HIDDEN_COMMANDS = ("demo",)
+
+
+class _LazyGroup(click.Group):
+    """Knows its commands' names and summaries without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS and cmd_name not in HIDDEN_COMMANDS:
+            return None
+        command: click.Command = import_module(f"emu.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Linux machines in pure Python: no KVM, no root, no compiler.
+
+    \b
+    Examples:
+      emu fetch                        get the default guest, once
+      emu boot                         Alpine on this terminal; Ctrl-] leaves
+      emu run -- sh -c 'uname -a'      one command in a fresh machine
+      emu run --help                   options and exit statuses
+    """
+
+
+class Interrupted(Exception):
+    """A signal asked us to end; `number` is which."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. Every failure is one line on stderr, never a traceback."""
+    try:
+        status = cli.main(arguments, prog_name="emu", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except Interrupted as signal:
+        return 128 + signal.number
+    except (KeyboardInterrupt, click.Abort):
+        return STATUS_INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return STATUS_BROKEN_PIPE
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        message, status = _explained(error)
+        print("emu: " + " ".join(message.split()), file=sys.stderr)
+        return status
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """One line and an exit status for what went wrong."""
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "emu"
+        return f"{error.format_message()} (see {command} --help)", STATUS_BAD_INPUT
+    if isinstance(error, click.ClickException):
+        return error.format_message(), STATUS_BAD_INPUT
+    if isinstance(error, GuestTimeout):
+        return str(error), STATUS_TIMEOUT
+    if isinstance(error, GuestError):
+        return str(error), STATUS_GUEST_FAILED
+    if isinstance(error, EmuError):
+        return str(error), STATUS_BAD_INPUT
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}", STATUS_BAD_INPUT
+    if isinstance(error, MemoryError):
+        return "this host has not enough memory", STATUS_BAD_INPUT
+    return f"internal error: {type(error).__name__}: {error} (python -X dev -m emu shows where)", STATUS_BUG

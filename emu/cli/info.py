@@ -1,0 +1,72 @@
+"""`emu info`: what a report of a problem needs to say."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+
+import click
+
+import emu
+from emu.cache import Cache
+from emu.cpu.abi import library_path
+from emu.cpu.layout import build_id
+from emu.cpu.library import load
+from emu.errors import EmuError
+from emu.fetch import KIND
+
+REQUIREMENTS = ("unicorn", "cffi", "capstone", "pyelftools", "lz4", "zstandard", "click", "rich")
+GUEST_FILES = ("vmlinuz", "alpine-minirootfs", "busybox")    # of what is cached for guests: what is booted
+
+
+@click.command("info", short_help="Show versions, the host, and what is in the cache.")
+def command() -> None:
+    """Show versions, whether libunicorn's build is known, the host's CPU, and the guests in the cache.
+
+    \b
+    Example:
+      emu info
+    """
+    rows = list(_rows())
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _rows() -> Iterator[tuple[str, str]]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    yield "emu", emu.__version__
+    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    for name in REQUIREMENTS:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            yield name, "not installed"
+    yield from _library()
+    yield "host", f"{platform.system()} {platform.release()} {platform.machine()}"
+    yield "host CPU", f"{_cpu_model()}, {len(os.sched_getaffinity(0))} usable"
+    cache = Cache()
+    yield "cache", str(cache.directory)
+    kept = sorted(path.name for path in cache.directory.glob(f"{KIND}/*") if path.name.startswith(GUEST_FILES) and path.suffix != ".note")
+    yield "guests in it", ", ".join(kept) or "none; emu fetch gets one"
+
+
+def _library() -> Iterator[tuple[str, str]]:
+    try:
+        path = library_path()
+        yield "libunicorn", path
+        yield "its build", build_id(path)
+        load()
+        yield "is known", "yes"
+    except EmuError as error:
+        yield "is known", f"no: {error}"
+
+
+def _cpu_model() -> str:
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "unknown"

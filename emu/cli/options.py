@@ -1,0 +1,98 @@
+"""Options that commands share, and what makes machines of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["GuestOptions", "Seconds", "guest_options"]
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+SMALLEST_MEMORY, LARGEST_MEMORY = 64 * MIB, 8 * GIB
+UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB}
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """An amount of memory in bytes, from text such as 512M or 2G; a bare number is MiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,12})([KMG]?)(?:I?B)?", str(value).strip().upper())
+        if match is None:
+            self.fail(f"{value!r} is not a size; write 512M or 2G", param, ctx)
+        size = int(match[1]) * UNITS[match[2]]
+        if not SMALLEST_MEMORY <= size <= LARGEST_MEMORY or size % MIB:
+            self.fail(f"{value!r} is not possible: memory is 64M to 8G, in whole MiB", param, ctx)
+        return size
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]
+    """A time of more than no seconds, fractions allowed."""
+
+    name = "SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < 1e9:
+            self.fail(f"{value!r} is not a time in seconds", param, ctx)
+        return seconds
+
+
+@dataclass(frozen=True)
+class GuestOptions:
+    """What to boot: the keyword arguments of `emu.boot`."""
+
+    memory: int
+    kernel: str | None
+    initrd: Path | None
+    root: Path | None
+    append: str | None
+    cmdline: str | None
+    as_shipped: bool
+
+
+_OPTIONS = (
+    click.option("--memory", type=Size(), default="256M", show_default=True, help="The machine's RAM, 64M to 8G."),
+    click.option(
+        "--kernel",
+        metavar="PATH|generic|cloud",
+        help="A bzImage or an ELF vmlinux, or the default guest's kernel of that kind.",
+    ),
+    click.option("--initrd", type=click.Path(path_type=Path), help="An initramfs, used as it is."),
+    click.option(
+        "--root", type=click.Path(path_type=Path), help="A root file system: minirootfs .tar.gz or a directory."
+    ),
+    click.option("--append", metavar="TEXT", help="Settings behind the default kernel command line."),
+    click.option("--cmdline", metavar="TEXT", help="Settings instead of the default kernel command line."),
+    click.option(
+        "--as-shipped",
+        is_flag=True,
+        help="The distribution's own settings; without it, hardening that a throw-away guest does not need is off.",
+    ),
+)
+
+
+def guest_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what to boot, as one argument `guest` of type `GuestOptions`."""
+    from functools import wraps
+
+    @wraps(command)
+    def gathered(*args: Any, **options: Any) -> Any:
+        names = GuestOptions.__dataclass_fields__
+        guest = GuestOptions(**{name: options.pop(name) for name in names})
+        return command(*args, guest=guest, **options)
+
+    for option in reversed(_OPTIONS):
+        gathered = option(gathered)
+    return gathered

@@ -1,0 +1,59 @@
+"""`emu run`: one command in a fresh guest."""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+
+import click
+
+from emu.cli.options import GuestOptions, Seconds, guest_options
+from emu.cli.session import booted
+from emu.phases import Phases
+
+
+@click.command(
+    "run",
+    short_help="Run one command in a fresh guest; its exit status is ours.",
+    context_settings={"allow_interspersed_args": False},
+)
+@guest_options
+@click.option("--timeout", type=Seconds(), help="For the boot and the command together; none without it.")
+@click.option("--verbose", is_flag=True, help="Show a time for each phase, on standard error at the end.")
+@click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(guest: GuestOptions, timeout: float | None, verbose: bool, words: tuple[str, ...]) -> int:
+    """Boot a fresh guest, run one command in it, and show its output, byte for byte.
+
+    The command gets no standard input. Its exit status is ours, 128 + n if signal n ended it. Other statuses: 2
+    for input that cannot be used, 124 when --timeout has passed, 125 when the guest failed: if its kernel
+    panicked, the panic's line is on standard error.
+
+    \b
+    Examples:
+      emu run -- uname -a
+      emu run --memory 512M --timeout 60 -- sh -c 'dmesg | tail -3; exit 3'
+      emu run --root ./rootfs --verbose -- /app/selftest
+    """
+    phases = Phases()
+    deadline = None if timeout is None else monotonic() + timeout
+    try:
+        with booted(guest, phases) as machine:
+            with phases("boot to prompt"):
+                machine.wait_prompt(_left(deadline))
+            started = phases.elapsed_s()
+            result = machine.run(list(words), timeout=_left(deadline))
+            ended = phases.elapsed_s()
+            phases.add("run", started, ended - result.read_s)
+            phases.add("read result", ended - result.read_s, ended)
+        sys.stdout.buffer.write(result.stdout_bytes)
+        sys.stdout.buffer.flush()
+        sys.stderr.buffer.write(result.stderr_bytes)
+        sys.stderr.buffer.flush()
+    finally:
+        if verbose:
+            print(phases.table(), file=sys.stderr)
+    return result.status
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - monotonic(), 0.001)

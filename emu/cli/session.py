@@ -1,0 +1,76 @@
+"""A machine for the length of one command, and signals that end both at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import emu
+from emu.cli import Interrupted
+from emu.cli.options import GuestOptions
+from emu.errors import GuestStopped
+from emu.phases import Phases
+from emu.terminal import restore_terminal
+
+if TYPE_CHECKING:
+    from emu.machine import Machine
+
+__all__ = ["booted"]
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Signals:
+    """Ends the command at the first of ENDING_SIGNALS.
+
+    While a machine runs, a handler may run below a callback from native code, where an exception is lost: so it
+    asks the machine to stop, and the exception is raised when it has.
+    """
+
+    def __init__(self) -> None:
+        self.machine: Machine | None = None
+        self.received = 0
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        restore_terminal()
+        if self.received:
+            os._exit(128 + number)      # the first one had no effect
+        self.received = number
+        if self.machine is None:
+            raise Interrupted(number)
+        self.machine.request_stop()
+
+
+@contextmanager
+def _ending_signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    usual = {number: signal.signal(number, signals.handle) for number in ENDING_SIGNALS}
+    try:
+        yield signals
+    except GuestStopped:
+        if signals.received:
+            raise Interrupted(signals.received) from None
+        raise
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    if signals.received:
+        raise Interrupted(signals.received)
+
+
+@contextmanager
+def booted(options: GuestOptions, phases: Phases) -> Iterator[Machine]:
+    """A machine with its guest loaded, closed at the end; raises `Interrupted` after a signal."""
+    with _ending_signals() as signals:
+        keywords = {field.name: getattr(options, field.name) for field in fields(options)}
+        with emu.boot("alpine", phases=phases, **keywords) as machine:
+            signals.machine = machine
+            try:
+                yield machine
+            finally:
+                signals.machine = None

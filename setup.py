@@ -1,0 +1,47 @@
+"""The distribution `pvemu`: pure Python, nothing to compile."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="pvemu",
+    version="0.1.0",
+    description="A pure-Python x86-64 machine that boots unmodified Linux",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="GPL-2.0-or-later",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["emu", "emu.*", "devices", "devices.*", "hypercalls", "hypercalls.*"]),
+    package_data={
+        "emu": ["py.typed", "images/init.sh", "cpu/*.lst"],
+        "devices": ["py.typed"],
+        "hypercalls": ["py.typed"],
+    },
+    python_requires=">=3.11",
+    install_requires=[
+        "unicorn==2.1.4",   # its private layout is part of the CPU layer
+        "cffi>=1.15",
+        "click>=8.1",
+        "rich>=13",
+        "pyelftools>=0.29",
+        "lz4>=4.0",
+        "zstandard>=0.20",
+        "capstone>=5.0,<6",
+    ],
+    extras_require={
+        "plot": ["matplotlib>=3.7"],
+        "test": ["pytest>=7.4", "hypothesis>=6.80", "pytest-benchmark>=4.0", "pytest-timeout>=2.1"],
+        "lint": ["ruff>=0.4", "mypy>=1.8"],
+    },
+    entry_points={"console_scripts": ["emu=emu.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: GNU General Public License v2 or later (GPLv2+)",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: System :: Emulators",
+        "Typing :: Typed",
+    ],
+)
