@@ -11,6 +11,7 @@ from devices.mc146818 import Rtc
 from devices.uart16550a import COM1, Uart16550A
 from emu.bus import MsrBus, PortBus
 from emu.clock import GuestClock
+from emu.cpu.check import check
 from emu.cpu.constants import MSR_TSC
 from emu.cpu.cpu import Bypass, Cpu, Platform
 from emu.memory import HIGH_START, HOLE_START, GuestMemory
@@ -65,6 +66,7 @@ class Board:
         self.clock = clock
         self.ports = PortBus()
         self.msrs = MsrBus()
+        check()
         platform = Platform(self.ports.read, self.ports.write, self.msrs.read, self.msrs.write, self._acknowledge)
         self.cpu = Cpu(platform, VMCB)
         self.intr = IntrPin(self.cpu.set_interrupt_line)

@@ -22,7 +22,7 @@ from emu.errors import BadImage, EmuError
 if TYPE_CHECKING:
     from emu.images.packages import PackagedFile
 
-__all__ = ["Guest", "Progress", "Say", "debian_kernel", "fetch_guest"]
+__all__ = ["DEBIAN_KERNELS", "Guest", "Progress", "Say", "debian_kernel", "fetch_guest"]
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called with what is being fetched, the bytes so far, and the bytes in all, None if unknown."""

@@ -3,22 +3,24 @@
 The protocol, one line each way for a short command:
 
 * A shell function is typed once. It runs a command with its output going to files under /tmp, then prints a
-  reply: exit status, and each file that is not empty as MD5 and base64. So output may be binary, the kernel's
-  messages on the same line are noticed, and what they damaged is asked for again.
+  reply: exit status, and each file that is not empty as a gzip stream. That takes one process of the guest's a
+  file, carries binary output (a terminal alters nothing but line ends, which is undone), and has a checksum: so
+  the kernel's messages on the same line are noticed, and what they damaged is asked for again.
 * Every reply begins and ends with marks made by `printf '\\036...'`: the terminal's echo of the command can
   never be taken for one. Marks carry a number, so that a late reply is not taken for the next one.
-* Text reaches the guest as `printf` escapes when it is short, else as base64 in windows that a tty's buffer holds.
+* What is longer than a line, or binary, goes to the guest as gzip in base64, as much at a time as a terminal
+  buffers, with echo off.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
+import gzip
 import math
 import re
 import secrets
 import shlex
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -30,8 +32,8 @@ __all__ = ["Result", "SerialShell"]
 
 ATTEMPTS = 5                    # at an undamaged transfer
 LINE_BYTES = 700                # typed at a time: busybox' line editor takes 1023, and a line has a few more
-WINDOW_LINES = 160              # of 100 base64 characters at a time: Linux buffers 64 KiB of a tty's input
-WINDOW_LINE_BYTES = 75
+WINDOW_BYTES = 16 * 1024        # sent at a time, before packing: Linux buffers 64 KiB of a terminal's input
+GZIP = 16                       # zlib: a gzip header and checksum
 SETTLE_S = 0.005                # without output after what looks like a prompt, before it is believed to be one
 SILENCE_S = 1.0                 # without output, before asking a console whose prompt we do not know
 SILENCE_LIMIT_S = 8.0
@@ -44,49 +46,47 @@ NO_KEY = b"\x05"                # Ctrl-E, end of line: does nothing at the end o
 INTERRUPT, QUIT, SUSPEND = b"\x03", b"\x1c", b"\x1a"
 
 _PROMPT = re.compile(rb"[#$%>] (?:\x1b\[[0-9;?]*[a-zA-Z])*$")
-_PLAIN = frozenset(b" !#$&()*+,-./:;<=>?@[]^_`{|}~\"") | frozenset(range(0x30, 0x3A)) | frozenset(
-    letter + case for letter in range(26) for case in (0x41, 0x61)
-)
+_PLAIN = frozenset(range(0x20, 0x7F))
 
 # $1 number of the reply; $2 what to do:
-#   n NAME LINES, l NAME LINES  take base64 from the terminal into a new, or the same file NAME
+#   n NAME LINES, l NAME LINES  take gzip in base64 from the terminal into a new, or the same file NAME
 #   r TEXT TIME, f - TIME, i - TIME  run TEXT; the file c; the file c with the file i as input
+#   p TEXT TIME                 run what printf makes of TEXT
 #   a NAMES                     answer again
 # Only a shell without job control uses TIME (seconds): Ctrl-C reaches nothing there, so a watchdog does it.
 # `trap : INT` keeps the function alive when its job dies of Ctrl-C; the job itself gets the default action.
 _FUNCTION = r"""
 NAME() {
-_emu_f='o e'
+_emu_n=$1 _emu_o=$2 _emu_t=$4 _emu_f='o e'
 [ -d DIR ] || mkdir -m 700 DIR || { printf '\036?%s\036' $1; return; }
 case $2 in
 a) _emu_f=$3;;
 [nl]) [ $2 = l ] || : >|DIR/$3
 stty sane -echo; printf '\036g%s\036' $1
-head -n $4|base64 -d >>DIR/$3 && _emu_r=0 || _emu_r=$?
-stty echo; _emu_f=$3;;
-r) printf "$3" >|DIR/c || { printf '\036?%s\036' $1; return; };;
+head -n $4|base64 -d|gzip -dc >>DIR/$3 && _emu_r=0 || _emu_r=$?
+stty echo; _emu_f=;;
+p) printf "$3" >|DIR/c || { printf '\036?%s\036' $1; return; };;
 esac
-case $2 in [rfi])
+case $2 in [rpfi])
 _emu_i=/dev/null
 [ $2 != i ] || _emu_i=DIR/i
+case $2 in r) set -- -c "$3";; *) set -- DIR/c;; esac
 trap : INT
-case $-,$4 in
-*m*|*,) sh DIR/c <$_emu_i >|DIR/o 2>|DIR/e && _emu_r=0 || _emu_r=$?;;
-*) setsid sh DIR/c <$_emu_i >|DIR/o 2>|DIR/e &
+case $-,$_emu_t in
+*m*|*,) sh "$@" <$_emu_i >|DIR/o 2>|DIR/e && _emu_r=0 || _emu_r=$?;;
+*) setsid sh "$@" <$_emu_i >|DIR/o 2>|DIR/e &
 _emu_p=$!
-(sleep $4; kill -9 -$_emu_p) >/dev/null 2>&1 &
+(sleep $_emu_t; kill -9 -$_emu_p) >/dev/null 2>&1 &
 wait $_emu_p && _emu_r=0 || _emu_r=$?
 kill -9 $!;;
 esac
 trap - INT;;
 esac
-{ printf '\036b%s %s\n' $1 $_emu_r
-for _emu_i in $_emu_f; do printf '\035'
-case $2 in
-[nl]) md5sum <DIR/$3;;
-*) if [ -s DIR/$_emu_i ]; then md5sum <DIR/$_emu_i; base64 <DIR/$_emu_i; else echo -; fi;;
-esac; done
-printf '\036z%s\036' $1; } 2>/dev/null
+{ printf '\036b%s %s\n' $_emu_n $_emu_r
+for _emu_i in $_emu_f; do
+if [ -s DIR/$_emu_i ]; then gzip -1cf <DIR/$_emu_i; else printf -; fi
+done
+printf '\036z%s\036' $_emu_n; } 2>/dev/null
 }
 """
 
@@ -168,9 +168,10 @@ class _Reply:
         self.lost = False
         self.begun = False
         self.content = bytearray()
+        self.answer = f"\036b{number}".encode()     # what follows is the reply proper
         self._begin = f"\036{begin}{number}".encode()
         self._end = f"\036z{number}\036".encode()
-        self._unknown = re.compile(rf"{function}: [^\n]{{0,20}}not found|\036\?{number}\036".encode())
+        self._unknown = re.compile(rf"{function}: [^\n]{{0,20}}not found|\036\?{re.escape(number)}\036".encode())
         self._console = console
 
     def tap(self, data: bytes) -> bytes:
@@ -206,10 +207,10 @@ class SerialShell:
     """
 
     def __init__(self, console: Console) -> None:
-        token = secrets.token_hex(3)
+        self._token = secrets.token_hex(4)
         self._console = console
-        self._function = f"_e{token}"
-        self._directory = f"/tmp/.emu-{token}"
+        self._function = "_" + self._token[:3]      # short: a line editor's echo is slow
+        self._directory = f"/tmp/.emu-{self._token}"
         self._number = 0
         self._shell_there = False
         self._installed = False
@@ -291,9 +292,8 @@ class SerialShell:
 
     def _run(self, text: bytes, input: bytes | None) -> Result:
         watchdog = "" if self._deadline is None else str(max(math.ceil(self._deadline - monotonic()), 1) + 1)
-        escaped = _escaped(text)
-        if input is None and len(escaped) <= LINE_BYTES:
-            request = f"r '{escaped}' {watchdog}"
+        if input is None and (line := _line(text)) is not None:
+            request = f"{line} {watchdog}"
         else:
             self._load("c", text)
             if input is not None:
@@ -312,56 +312,69 @@ class SerialShell:
 
     def _load(self, name: str, data: bytes) -> None:
         """Write a file of our directory in the guest."""
-        window = WINDOW_LINES * WINDOW_LINE_BYTES
         for _ in range(ATTEMPTS):
-            for start in range(0, max(len(data), 1), window):
-                part = data[start:start + window]
-                lines = [
-                    base64.b64encode(part[i:i + WINDOW_LINE_BYTES]) for i in range(0, len(part), WINDOW_LINE_BYTES)
-                ]
+            for start in range(0, max(len(data), 1), WINDOW_BYTES):
+                packed = base64.b64encode(gzip.compress(data[start:start + WINDOW_BYTES], 1, mtime=0))
+                lines = [packed[i:i + LINE_BYTES] for i in range(0, len(packed), LINE_BYTES)]
                 how = "l" if start else "n"
                 content = self._ask(f"{how} {name} {len(lines)}", b"".join(line + b"\n" for line in lines))
-            _, digest = _fields(content)
-            if digest.split()[:1] == [hashlib.md5(data, usedforsecurity=False).hexdigest().encode()]:
+                if _status(content)[0] != 0:
+                    break
+            else:
                 return
         raise GuestError(f"{len(data)} bytes came damaged to the guest {ATTEMPTS} times over the serial console")
 
     def _ask(self, request: str, data: bytes | None = None) -> bytes:
         """Call the function in the guest, defining it first if need be; the reply's content, unchecked."""
         for _ in range(2):
-            if not self._installed:
-                self._install()
             try:
+                if not self._installed:
+                    self._install()
                 return self._exchange(request, data)
             except _ShellLost:
                 self._installed = False
         raise GuestError(f"the guest's shell cannot run commands: {self._console.tail()}")
 
     def _install(self) -> None:
+        """Define the function; through `head`, since a line editor would look at each character."""
         text = _FUNCTION.strip().replace("NAME", self._function).replace("DIR", self._directory)
-        self._type(f" stty sane\n{text}\n")
+        number = self._next()
+        last = rf"printf '\036z%s\036' {number}"
+        lines = f"{text}\n{last}\n"
+        ask = rf"printf \\036g%s\\036 {number};eval " + f'"$(head -n {lines.count(chr(10))})"\n'
+        self._transfer(_Reply(number, self._function, "g", self._console), ask, lines)
         self._installed = True
 
-    def _exchange(self, request: str, data: bytes | None) -> bytes:
+    def _next(self) -> str:
+        """A number for a reply that no earlier reply, and no output, has."""
         self._number += 1
-        reply = _Reply(self._number, self._function, "b" if data is None else "g", self._console)
+        return f"{self._number}.{self._token}"
+
+    def _exchange(self, request: str, data: bytes | None) -> bytes:
+        number = self._next()
+        reply = _Reply(number, self._function, "b" if data is None else "g", self._console)
+        line = f"{self._function} {number} {request}\n"
+        return self._transfer(reply, line, None if data is None else data.decode())
+
+    def _transfer(self, reply: _Reply, line: str, lines: str | None) -> bytes:
+        """Type a line, and more lines once the reply begins; wait for the reply's end."""
         self._console.discard()
         self._console.tap = reply.tap
         try:
-            self._type(f" {self._function} {self._number} {request}\n", ahead=data is None)
+            self._type(line, ahead=lines is None)
             self._drive(lambda: reply.begun or reply.done or reply.lost, None)
             self._reply_began = monotonic()
             if reply.lost:
                 raise _ShellLost
-            if data is not None:
-                self._type(data.decode())
+            if lines is not None:
+                self._type(lines)
             length = -1
             while not reply.done and length != len(reply.content):  # a reply that dries up has lost its end mark
                 length = len(reply.content)
                 self._drive(lambda: reply.done, REPLY_SILENCE_S)
         finally:
             self._console.tap = None
-        return bytes(reply.content)
+        return bytes(reply.content.partition(reply.answer)[2])
 
     def _type(self, lines: str, ahead: bool = True) -> None:
         """Type lines at the shell, without the 20 ms that busybox waits when it asked where the cursor is.
@@ -408,54 +421,50 @@ class SerialShell:
         return ", nor on Ctrl-C"
 
 
-def _escaped(text: bytes) -> str:
-    r"""A format for the shell's `printf` inside single quotes that prints `text`.
+def _line(text: bytes) -> str | None:
+    """What to ask the function for to run `text`, if that fits into a line.
 
-    Typed at a terminal, so no control character may be in it, nor a byte above 126; nor may it begin with '-'.
+    Typed at a terminal, so no control character may be in it, nor a byte above 126.
     """
-    parts = [chr(c) if c in _PLAIN else "%%" if c == 0x25 else f"\\{c:03o}" for c in text]
-    if parts and parts[0] == "-":
-        parts[0] = r"\055"
-    return "".join(parts)
+    plain = _PLAIN.issuperset(text)
+    line = "r " + shlex.quote(text.decode()) if plain else f"p '{_escaped(text)}'"
+    return line if len(line) <= LINE_BYTES else None
 
 
-def _fields(content: bytes) -> list[bytes]:
-    return content[content.rfind(b"\036b") + 2:].split(b"\035")
+def _escaped(text: bytes) -> str:
+    r"""A format for the shell's `printf`, inside single quotes, that prints `text`."""
+    special = b"%\\'" if text[:1] != b"-" else b"%\\'-"
+    return "".join(chr(c) if c in _PLAIN and c not in special else f"\\{c:03o}" for c in text)
+
+
+def _status(content: bytes) -> tuple[int, bytes]:
+    """A reply's exit status and what follows, as the guest wrote it; ValueError if damaged."""
+    head, _, rest = content.partition(b"\n")
+    if head.endswith(b"\r"):    # the terminal made CR LF of each LF
+        rest = rest.replace(b"\r\n", b"\n")
+    return int(head), rest
 
 
 def _parse(content: bytes, files: dict[str, bytes]) -> int:
     """Add the files of a reply to `files`; the exit status. Raises `_Damaged` for those still missing."""
-    head, *bodies = _fields(content)
     wanted = [name for name in "oe" if name not in files]
     try:
-        if len(bodies) != len(wanted):
-            raise ValueError
-        status = int(head.split()[1])
-    except (ValueError, IndexError):
-        raise _Damaged(" ".join(wanted)) from None
-    for name, body in zip(wanted, bodies, strict=True):
-        try:
-            files[name] = _decoded(body)
-        except (ValueError, IndexError):
-            pass
+        status, rest = _status(content)
+        for name in wanted:
+            if rest.startswith(b"-"):
+                files[name], rest = b"", rest[1:]
+                continue
+            stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | GZIP)
+            data = stream.decompress(rest)
+            if not stream.eof:
+                break
+            files[name], rest = data, stream.unused_data
+    except (ValueError, zlib.error):
+        pass
     missing = [name for name in "oe" if name not in files]
     if missing:
         raise _Damaged(" ".join(missing))
     return status
-
-
-def _decoded(body: bytes) -> bytes:
-    """The content of one file from its digest and base64; ValueError or IndexError if it is damaged."""
-    if body.strip() == b"-":
-        return b""
-    first, _, rest = body.strip().partition(b"\n")
-    try:
-        data = base64.b64decode(rest.translate(None, b"\r\n"), validate=True)
-    except binascii.Error as error:
-        raise ValueError from error
-    if hashlib.md5(data, usedforsecurity=False).hexdigest().encode() != first.split()[0]:
-        raise ValueError
-    return data
 
 
 def _shown(text: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The binding to libunicorn and libc: cffi in ABI mode, nothing compiled.
+"""The binding to libunicorn and libc: cffi in ABI mode, nothing compiled (see `declarations`).
 
 libunicorn.so exports its internals beside its public API. Those called here from Python cannot longjmp; those that can
 are only ever called by the machine code of `thunks.lst`.
@@ -10,40 +10,12 @@ import importlib.util
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import Any
 
-import cffi
-
+from emu.cpu._abi import ffi
 from emu.errors import UnsupportedHost
 
 UNICORN_VERSION = "2.1.4"
-
-ffi = cffi.FFI()
-ffi.cdef("""
-    int uc_open(int arch, int mode, void **uc);
-    int uc_close(void *uc);
-    int uc_ctl(void *uc, int control, ...);
-    int uc_reg_read(void *uc, int register_id, void *value);
-    int uc_reg_write(void *uc, int register_id, const void *value);
-    int uc_mem_map_ptr(void *uc, uint64_t address, size_t size, uint32_t permissions, void *host);
-    int uc_mmio_map(void *uc, uint64_t address, size_t size, void *read, void *read_data, void *write, void *write_data);
-    int uc_hook_add(void *uc, size_t *hook, int kind, void *callback, void *data, uint64_t begin, uint64_t end, ...);
-    int uc_emu_start(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
-    int uc_emu_stop(void *uc);
-    const char *uc_strerror(int error);
-    int64_t cpu_get_ticks_x86_64(void);
-    uint64_t helper_cc_compute_all_x86_64(uint64_t dst, uint64_t src1, uint64_t src2, int op);
-    void tb_invalidate_phys_range_x86_64(void *uc, uint64_t start, uint64_t end);
-
-    void *dlopen(const char *path, int flags);
-    void *dlsym(void *library, const char *name);
-    int mprotect(void *address, size_t length, int protection);
-    int sigaction(int signal, const void *action, void *old);
-    int timer_create(int clock, void *event, void **timer);
-    int timer_settime(void *timer, int flags, const int64_t value[4], void *old);
-    int timer_delete(void *timer);
-""")
 
 libc: Any = ffi.dlopen(None)
 
@@ -59,12 +31,16 @@ def library_path() -> str:
     spec = importlib.util.find_spec("unicorn")
     if spec is None or spec.origin is None:
         raise UnsupportedHost(f"unicorn is not installed; pip install unicorn=={UNICORN_VERSION}")
-    version = metadata.version("unicorn")
-    if version != UNICORN_VERSION:
-        raise UnsupportedHost(
-            f"unicorn {version} is installed; its internals are known for {UNICORN_VERSION} only: pip install unicorn=={UNICORN_VERSION}"
-        )
-    return os.path.join(os.path.dirname(spec.origin), "lib", "libunicorn.so.2")
+    package = os.path.dirname(spec.origin)
+    if not os.path.isdir(os.path.join(os.path.dirname(package), f"unicorn-{UNICORN_VERSION}.dist-info")):
+        from importlib import metadata              # 25 ms, and only for a message
+
+        version = metadata.version("unicorn")
+        if version != UNICORN_VERSION:
+            raise UnsupportedHost(
+                f"unicorn {version} is installed; only {UNICORN_VERSION} is known here: pip install unicorn=={UNICORN_VERSION}"
+            )
+    return os.path.join(package, "lib", "libunicorn.so.2")
 
 
 def open_library(path: str) -> Any:

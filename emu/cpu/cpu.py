@@ -48,6 +48,7 @@ from emu.cpu.constants import (
     REGISTER_EFLAGS,
     REGISTER_ES,
     REGISTER_GDTR,
+    REGISTER_IDTR,
     REGISTER_MSR,
     REGISTER_SS,
     RFLAGS_IF,
@@ -57,7 +58,6 @@ from emu.cpu.constants import (
     X86,
     control_write,
 )
-from emu.cpu.context import NO_PORT
 from emu.cpu.kicker import Kicker
 from emu.cpu.layout import FEATURE_WORDS
 from emu.cpu.library import load
@@ -68,6 +68,7 @@ from hypercalls import GuestFault
 VMCB_SIZE = 0x4000                      # the control block's page, the MSR permission map, one page to spare
 TCG_BUFFER_BYTES = 256 << 20
 BYPASS_BYTES = 4096
+NO_PORT = 0xFFFF_FFFF                   # a port number no access has: the bypass is disarmed
 
 INJECT_INTERRUPT = 0x100                # what a VM exit's handler returns: vector | kind | error code << 32
 RAISE_EXCEPTION = 0x200
@@ -77,10 +78,6 @@ _INTERCEPTS = (EXIT_VINTR, EXIT_CPUID, EXIT_MSR, EXIT_SHUTDOWN, EXIT_ICEBP)
 _CR0_PG_ET_PE = 0x8000_0011
 _CR4_PAE = 1 << 5
 
-ffi.cdef("""
-    struct descriptor_table { uint16_t selector; uint64_t base; uint32_t limit; uint32_t flags; };
-    struct msr { uint32_t number; uint64_t value; };
-""")
 
 
 class Exit(enum.Enum):
@@ -334,19 +331,36 @@ class Cpu:
 
     def enter_long_mode(self, state: BootState) -> None:
         """Set the registers as Linux' 64-bit boot protocol wants them (Documentation/arch/x86/boot.rst)."""
-        self.write_msr(MSR_EFER, EFER_LME | EFER_LMA)
-        self._write_register(REGISTER_CR4, _CR4_PAE)
-        self._write_register(REGISTER_CR3, state.cr3)
-        self._write_register(REGISTER_CR0, _CR0_PG_ET_PE)
-        table = ffi.new("struct descriptor_table *", (0, state.gdt_base, state.gdt_limit, 0))
-        self._check(self._api.uc_reg_write(self._uc, REGISTER_GDTR, table), "GDTR")
+        self._enter(state.rip, state.rsp, (state.gdt_base, state.gdt_limit), state.cr3)
+        self.registers.rsi = state.rsi
+
+    def enter_flat_long_mode(self, rip: int, stack: int, gdt: tuple[int, int], idt: tuple[int, int]) -> None:
+        """64-bit code without paging, which no real CPU has: for programs of a few instructions.
+
+        Args:
+            rip, stack: physical addresses to start with.
+            gdt, idt: base and limit; selectors 0x10 and 0x18 are flat code and data.
+        """
+        self._enter(rip, stack, gdt, None)
+        self._write_table(REGISTER_IDTR, idt)
+
+    def _enter(self, rip: int, stack: int, gdt: tuple[int, int], cr3: int | None) -> None:
+        if cr3 is not None:
+            self.write_msr(MSR_EFER, EFER_LME | EFER_LMA)
+            self._write_register(REGISTER_CR4, _CR4_PAE)
+            self._write_register(REGISTER_CR3, cr3)
+            self._write_register(REGISTER_CR0, _CR0_PG_ET_PE)
+        self._write_table(REGISTER_GDTR, gdt)
         for register in (REGISTER_DS, REGISTER_ES, REGISTER_SS):
             self._write_register(register, 0x18)
         self._write_register(REGISTER_CS, 0x10)
         self._write_register(REGISTER_EFLAGS, 2)
-        registers = self.registers
-        registers.rip, registers.general[6], registers.general[4] = state.rip, state.rsi, state.rsp
+        self.registers.rip, self.registers.rsp = rip, stack
         self._hflags[0] |= HF_GUEST
+
+    def _write_table(self, register: int, table: tuple[int, int]) -> None:
+        value = ffi.new("struct descriptor_table *", (0, *table, 0))
+        self._check(self._api.uc_reg_write(self._uc, register, value), f"register {register}")
 
     def write_msr(self, number: int, value: int) -> None:
         """Set an MSR that libunicorn keeps itself."""

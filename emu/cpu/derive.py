@@ -111,7 +111,7 @@ class Witness:
 
     def msr(self, number: int, value: int | None = None) -> int:
         value = 0x5A5A << 32 | number if value is None else value
-        self.library.uc_reg_write(self.uc, REGISTER_MSR, ffi.new("struct { uint32_t n; uint64_t v; } *", (number, value)))
+        self.library.uc_reg_write(self.uc, REGISTER_MSR, ffi.new("struct msr *", (number, value)))
         return self.state().index(struct.pack("<Q", value))
 
 

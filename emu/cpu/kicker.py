@@ -24,10 +24,6 @@ TIMER_ABSTIME = 1
 SIGEV_SIGNAL = 0
 SA_SIGINFO, SA_RESTART = 4, 0x1000_0000
 
-ffi.cdef("""
-    struct sigaction_ { uint64_t handler; uint64_t mask[16]; int flags; uint64_t restorer; };
-    struct sigevent_ { uint64_t value; int signal; int notify; uint64_t pad[6]; };
-""")
 
 _lock = threading.Lock()
 _signal: int | None = None

@@ -41,7 +41,8 @@ def index_entry(index: Path, package: str) -> tuple[str, bytes]:
         BadImage: the index is damaged or does not have the package.
     """
     try:
-        with tarfile.open(index, "r:gz") as tar:
+        # The index is two archives, its signature and itself, the first of them with or without an end mark.
+        with tarfile.open(index, "r:gz", ignore_zeros=True) as tar:
             content = tar.extractfile("APKINDEX")
             assert content is not None
             text = content.read().decode("utf-8", "replace")

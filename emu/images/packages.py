@@ -37,6 +37,8 @@ def debian_file(package: Path, wanted: Callable[[str], bool]) -> PackagedFile:
         with open(package, "rb") as handle:
             member, size = _find_ar_data(handle, package.name)
             content = io.BytesIO(handle.read(size))
+        if len(content.getbuffer()) < size:
+            raise BadImage(f"{package.name} is truncated")
         with tarfile.open(fileobj=_decompressing(member, content, package.name), mode="r|") as tar:
             return _first(tar, wanted, package.name)
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:

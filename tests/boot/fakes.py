@@ -30,7 +30,7 @@ class FakeMemory:
         self.view(gpa, len(data))[:] = data
 
     def view(self, gpa: int, size: int) -> memoryview:
-        assert 0 <= gpa and gpa + size <= self.low_size
+        assert gpa >= 0 and gpa + size <= self.low_size
         return memoryview(self.ram)[gpa : gpa + size]
 
 
@@ -62,7 +62,7 @@ def with_size(data: bytes, compressed: bytes) -> bytes:
 
 
 def lz4_legacy(data: bytes) -> bytes:
-    block = lz4.block.compress(data, store_size=False)
+    block: bytes = lz4.block.compress(data, store_size=False)
     return b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block
 
 
