@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "bench" / "out"
 VARIATION_LIMIT = 0.1           # a coefficient of variation above this is told beside the figure
 
-Plain = "float | int | str | bool | None"
+Plain = float | int | str | bool | None
 
 
 def in_turn(runs: int, contestants: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -65,12 +65,39 @@ class Report:
 
     def samples(self, key: str, samples: Sequence[float], unit: str = "s") -> None:
         """Add the median of repeated measurements, and say so where they vary much."""
-        spread = variation(samples)
-        remark = f"median of {len(samples)}"
-        if spread > VARIATION_LIMIT:
-            remark += f", varies by {spread:.0%}: not stable"
-            self.figures[f"{key}_variation"] = _rounded(spread)
+        remark = f"median of {len(samples)}{self._unstable(key, samples)}"
         self.figure(key, statistics.median(samples), unit, remark)
+
+    def versus(self, name: str, times: Mapping[str, Sequence[float]]) -> float | None:
+        """Add, in one row, NAME_ours_s, and where there is a rival NAME_qemu_s and NAME_ratio.
+
+        Args:
+            name: of the work.
+            times: seconds, by side: "ours", and "qemu" if it ran.
+
+        Returns:
+            The ratio of the medians, None without a rival.
+        """
+        remark = f"medians of {len(times['ours'])}"
+        shown = []
+        for side, samples in times.items():
+            key, median = f"{name}_{side}_s", _rounded(statistics.median(samples))
+            self.figures[key] = median
+            shown.append(f"{side} {median:g} s")
+            remark += self._unstable(key, samples)
+        ratio = ratio_of_medians(times["ours"], times["qemu"]) if "qemu" in times else None
+        if ratio is not None:
+            self.figures[f"{name}_ratio"] = _rounded(ratio)
+            shown.append(f"ratio {ratio:.3f}")
+        self._rows.append((name, ", ".join(shown), remark))
+        return ratio
+
+    def _unstable(self, key: str, samples: Sequence[float]) -> str:
+        spread = variation(samples)
+        if spread <= VARIATION_LIMIT:
+            return ""
+        self.figures[f"{key}_variation"] = _rounded(spread)
+        return f", {key} varies by {spread:.0%}"
 
     def figure(self, key: str, value: Plain, unit: str = "", remark: str = "") -> None:
         """Add one figure to the table and the file."""

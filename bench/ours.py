@@ -63,6 +63,8 @@ def main(argument: str) -> None:
         kernel=settings.kernel, initrd=settings.initrd, append=settings.append, as_shipped=settings.as_shipped
     )
 
+    stops = 0
+
     def typed() -> None:
         data = os.read(STDIN, CHUNK)
         if data:
@@ -75,7 +77,6 @@ def main(argument: str) -> None:
         stops += 1
         alarm.arm(machine.clock.now_ns() + STOPS_NS[stops * 5 % len(STOPS_NS)])
 
-    stops = 0
     alarm = machine.clock.timer(stop_again)
     if settings.extra_stops:
         stop_again()

@@ -414,7 +414,7 @@ def _compiled(pattern: str | bytes | re.Pattern[str] | re.Pattern[bytes]) -> re.
     if not isinstance(pattern, re.Pattern):
         return re.compile(_text(pattern), re.DOTALL)
     if isinstance(pattern.pattern, str):
-        return pattern  
+        return pattern
     return re.compile(pattern.pattern.decode("utf-8", "replace"), pattern.flags)
 
 

@@ -36,6 +36,7 @@ WINDOW_BYTES = 16 * 1024        # sent at a time, before packing: Linux buffers 
 GZIP = 16                       # zlib: a gzip header and checksum
 SETTLE_S = 0.005                # without output after what looks like a prompt, before it is believed to be one
 SILENCE_S = 1.0                 # without output, before asking a console whose prompt we do not know
+FIRST_SILENCE_S = 10.0          # before the first output: a kernel told to be quiet says nothing until its shell does
 SILENCE_LIMIT_S = 8.0
 CANCEL_S = 2.0                  # for a command to end after each key that should end it
 REPLY_SILENCE_S = 10.0          # in the middle of a reply, before it is asked for again
@@ -43,12 +44,12 @@ FRESH_SHELL_S = 60.0            # to the prompt, when run() is called without a 
 
 CURSOR_QUERY, CURSOR_ANSWER = b"\x1b[6n", b"\x1b[1;1R"    # DSR and CPR (ECMA-48 8.3.35, 8.3.14)
 NO_KEY = b"\x05"                # Ctrl-E, end of line: does nothing at the end of a line
-INTERRUPT, QUIT, SUSPEND = b"\x03", b"\x1c", b"\x1a"
+INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 
 _PROMPT = re.compile(rb"[#$%>] (?:\x1b\[[0-9;?]*[a-zA-Z])*$")
 _PLAIN = frozenset(range(0x20, 0x7F))
 
-# $1 number of the reply; $2 what to do:
+# $1 number of the reply, whose marks also carry TOKEN; $2 what to do:
 #   n NAME LINES, l NAME LINES  take gzip in base64 from the terminal into a new, or the same file NAME
 #   r TEXT TIME, f - TIME, i - TIME  run TEXT; the file c; the file c with the file i as input
 #   p TEXT TIME                 run what printf makes of TEXT
@@ -58,14 +59,14 @@ _PLAIN = frozenset(range(0x20, 0x7F))
 _FUNCTION = r"""
 NAME() {
 _emu_n=$1 _emu_o=$2 _emu_t=$4 _emu_f='o e'
-[ -d DIR ] || mkdir -m 700 DIR || { printf '\036?%s\036' $1; return; }
+[ -d DIR ] || mkdir -m 700 DIR || { printf '\036?%s.TOKEN\036' $1; return; }
 case $2 in
 a) _emu_f=$3;;
 [nl]) [ $2 = l ] || : >|DIR/$3
-stty sane -echo; printf '\036g%s\036' $1
+stty sane -echo; printf '\036g%s.TOKEN\036' $1
 head -n $4|base64 -d|gzip -dc >>DIR/$3 && _emu_r=0 || _emu_r=$?
 stty echo; _emu_f=;;
-p) printf "$3" >|DIR/c || { printf '\036?%s\036' $1; return; };;
+p) printf "$3" >|DIR/c || { printf '\036?%s.TOKEN\036' $1; return; };;
 esac
 case $2 in [rpfi])
 _emu_i=/dev/null
@@ -82,11 +83,11 @@ kill -9 $!;;
 esac
 trap - INT;;
 esac
-{ printf '\036b%s %s\n' $_emu_n $_emu_r
+{ printf '\036b%s.TOKEN %s\n' $_emu_n $_emu_r
 for _emu_i in $_emu_f; do
 if [ -s DIR/$_emu_i ]; then gzip -1cf <DIR/$_emu_i; else printf -; fi
 done
-printf '\036z%s\036' $_emu_n; } 2>/dev/null
+printf '\036z%s.TOKEN\036' $_emu_n; } 2>/dev/null
 }
 """
 
@@ -163,7 +164,7 @@ class _Reply:
 
     NOISE_BYTES = 4096          # of other output kept while the reply has not begun
 
-    def __init__(self, number: int, function: str, begin: str, console: Console) -> None:
+    def __init__(self, number: str, function: str, begin: str, console: Console) -> None:
         self.done = False
         self.lost = False
         self.begun = False
@@ -233,11 +234,12 @@ class SerialShell:
         self._number += 1
         probe = _Probe(self._number, self._console)
         self._console.tap = probe.tap
-        silence, asked = SILENCE_S, False
+        silence, asked = SILENCE_S if self._console.recent(1) else FIRST_SILENCE_S, False
         try:
             while not probe.answered:
                 probe.fresh = False
                 if self._drive(lambda: probe.fresh, SETTLE_S if probe.at_prompt() and not asked else silence):
+                    silence = silence if asked else SILENCE_S
                     continue
                 # No quotes in it: a line whose start was lost must not leave the shell inside a string.
                 self._type(("\n" if asked else "") + rf" printf \\036p%s\\036 {self._number}" + "\n")
@@ -332,12 +334,14 @@ class SerialShell:
                     self._install()
                 return self._exchange(request, data)
             except _ShellLost:
-                self._installed = False
+                self._installed = self._asks_cursor = False
+                self._console.send(b"\n")   # a shell that does not edit lines took NO_KEY as part of one
         raise GuestError(f"the guest's shell cannot run commands: {self._console.tail()}")
 
     def _install(self) -> None:
         """Define the function; through `head`, since a line editor would look at each character."""
         text = _FUNCTION.strip().replace("NAME", self._function).replace("DIR", self._directory)
+        text = text.replace("TOKEN", self._token)
         number = self._next()
         last = rf"printf '\036z%s\036' {number}"
         lines = f"{text}\n{last}\n"
@@ -353,7 +357,7 @@ class SerialShell:
     def _exchange(self, request: str, data: bytes | None) -> bytes:
         number = self._next()
         reply = _Reply(number, self._function, "b" if data is None else "g", self._console)
-        line = f"{self._function} {number} {request}\n"
+        line = f"{self._function} {self._number} {request}\n"
         return self._transfer(reply, line, None if data is None else data.decode())
 
     def _transfer(self, reply: _Reply, line: str, lines: str | None) -> bytes:
@@ -408,7 +412,7 @@ class SerialShell:
     def _cancel(self) -> str:
         """End the command that runs; what to add to the message if that did not work."""
         self._shell_there = False
-        for key in (INTERRUPT, INTERRUPT, QUIT, SUSPEND):
+        for key in (INTERRUPT, INTERRUPT, SUSPEND):
             self._console.send(key)
             try:
                 self.wait_prompt(CANCEL_S)

@@ -14,6 +14,7 @@ from typing import Any
 __all__ = ["Interaction", "raw_terminal", "restore_terminal"]
 
 EOT = b"\x04"                   # Ctrl-D, what a shell takes for the end of its input
+KILL_LINE = b"\x15"             # Ctrl-U
 END_REPEAT_S = 1.0              # between signs of the end of piped input, while the guest is silent
 PIPE_CHUNK_BYTES = 1024         # typed at a time from a pipe: a guest's line discipline holds 4 KiB
 
@@ -39,7 +40,7 @@ def raw_terminal(fd: int) -> Iterator[None]:
     _saved.append((fd, termios.tcgetattr(fd)))
     atexit.register(restore_terminal)
     try:
-        tty.setraw(fd)
+        tty.setraw(fd, termios.TCSADRAIN)   # what was typed ahead is not lost
         yield
     finally:
         restore_terminal()
@@ -66,6 +67,7 @@ class Interaction:
         self._hopeless = hopeless
         self._left = False
         self._shown = False
+        self._line_ended = True
         self.input_ended = False
 
     def over(self) -> bool:
@@ -80,10 +82,10 @@ class Interaction:
         """Type the input's end again while the guest is silent.
 
         Ctrl-D means the end only to who reads at that moment: a terminal that goes from its cooked to its raw mode
-        with one waiting, as when a shell's command ends, turns it into a NUL that the shell ignores.
+        with one waiting, as when a shell's command ends, turns it into a NUL in the shell's next line.
         """
         if not self._shown:
-            self._send(EOT)
+            self._send(KILL_LINE + EOT)
         self._shown = False
 
     def show(self, data: bytes) -> None:
@@ -106,10 +108,11 @@ class Interaction:
         if not data:
             self.input_ended = True
             self._left = self._on_terminal      # a terminal that was hung up
-            self._send(EOT)
+            self._send((b"" if self._line_ended else b"\n") + EOT)
         elif self._on_terminal and self._escape in data:
             self._send(data[: data.index(self._escape)])
             self._left = True
         else:
+            self._line_ended = data.endswith(b"\n")
             self._send(data)
         return not self.input_ended

@@ -13,6 +13,8 @@ from time import monotonic
 from emu.console import Console
 from emu.errors import GuestStopped
 
+SLICE_S = 0.01      # between looks at conditions and Python's signals, as a machine
+
 
 class ShellOnPty:
     """Runs `argv` as the guest; `mangle` may alter its output on the way to the console."""
@@ -46,8 +48,9 @@ class ShellOnPty:
         return True
 
     def _turn(self, timeout: float | None) -> None:
+        wait = SLICE_S if timeout is None else min(timeout, SLICE_S)
         writers = [self._fd] if self._outbox else []
-        readable, writable, _ = select.select([self._fd, *self._watched], writers, [], timeout)
+        readable, writable, _ = select.select([self._fd, *self._watched], writers, [], wait)
         if writable:
             del self._outbox[: os.write(self._fd, self._outbox[:1024])]
         for fd in readable:

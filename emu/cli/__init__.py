@@ -69,9 +69,13 @@ class Interrupted(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Every failure is one line on stderr, never a traceback."""
     try:
-        status = cli.main(arguments, prog_name="emu", standalone_mode=False)
+        words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        with cli.make_context("emu", words) as context:     # cli.main() would answer a broken pipe its own way
+            status = cli.invoke(context)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except Interrupted as signal:
         return 128 + signal.number
     except (KeyboardInterrupt, click.Abort):

@@ -49,7 +49,8 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "host CPU", f"{_cpu_model()}, {len(os.sched_getaffinity(0))} usable"
     cache = Cache()
     yield "cache", str(cache.directory)
-    kept = sorted(path.name for path in cache.directory.glob(f"{KIND}/*") if path.name.startswith(GUEST_FILES) and path.suffix != ".note")
+    names = sorted(path.name for path in cache.directory.glob(f"{KIND}/*") if path.suffix != ".note")
+    kept = [name for name in names if name.startswith(GUEST_FILES)]
     yield "guests in it", ", ".join(kept) or "none; emu fetch gets one"
 
 

@@ -22,6 +22,7 @@ PROGRAM = {
     CODE: (
         "b9 ff 4d 56 4b "           # mov ecx, MSR
         "0f 32 "                    # rdmsr
+        "0f 30 "                    # wrmsr: back again
         "89 d7 "                    # mov edi, edx
         "b8 01 00 00 40 "           # mov eax, 0x40000001
         "0f a2 "                    # cpuid
@@ -39,7 +40,7 @@ PROGRAM = {
     HANDLER: "f4",                  # hlt
     HANDLER + 0x10: "48 cf",        # iretq
 }
-AFTER_SYSCALL = CODE + 21
+AFTER_SYSCALL = CODE + 23
 UD2_ADDRESS = KERNEL + 6
 
 
@@ -56,6 +57,9 @@ def check() -> None:
         asked.append(("rdmsr", number))
         return MSR_VALUE
 
+    def wrmsr(number: int, value: int) -> None:
+        asked.append(("wrmsr", number, value))
+
     def port_out(port: int, size: int, value: int) -> None:
         asked.append(("out", port, size))
         cpu.set_interrupt_line(True)
@@ -65,7 +69,7 @@ def check() -> None:
         cpu.set_interrupt_line(False)
         return VECTOR
 
-    cpu = Cpu(Platform(lambda port, size: 0, port_out, rdmsr, lambda number, value: None, acknowledge), VMCB)
+    cpu = Cpu(Platform(lambda port, size: 0, port_out, rdmsr, wrmsr, acknowledge), VMCB)
     try:
         ram = mmap.mmap(-1, RAM_BYTES)
         cpu.map_ram(0, ram)
@@ -87,7 +91,7 @@ def check() -> None:
         )
         expected = (
             *(Exit.HALT, HANDLER + 1, UD2_ADDRESS, MSR_VALUE >> 32, cpu.context.hypervisor_leaves[1][0], AFTER_SYSCALL, 1),
-            *(0, [("rdmsr", MSR), ("out", PORT, 1), "acknowledge"]),
+            *(0, [("rdmsr", MSR), ("wrmsr", MSR, MSR_VALUE), ("out", PORT, 1), "acknowledge"]),
         )
     finally:
         cpu.close()

@@ -19,7 +19,6 @@ from emu.cpu.constants import (
     EFER_LMA,
     EFER_LME,
     EXIT_CPUID,
-    EXIT_ICEBP,
     EXIT_MSR,
     EXIT_SHUTDOWN,
     EXIT_VINTR,
@@ -30,7 +29,6 @@ from emu.cpu.constants import (
     INSTRUCTION_IN,
     INSTRUCTION_OUT,
     INSTRUCTION_SYSCALL,
-    INSTRUCTION_SYSENTER,
     INTERCEPT_BASE,
     INTERRUPT_WINDOW,
     MODE_64,
@@ -52,7 +50,6 @@ from emu.cpu.constants import (
     REGISTER_MSR,
     REGISTER_SS,
     RFLAGS_IF,
-    VECTOR_DB,
     VM_EXIT,
     VMCB_MSRPM_BASE,
     X86,
@@ -73,7 +70,7 @@ NO_PORT = 0xFFFF_FFFF                   # a port number no access has: the bypas
 INJECT_INTERRUPT = 0x100                # what a VM exit's handler returns: vector | kind | error code << 32
 RAISE_EXCEPTION = 0x200
 
-_INTERCEPTS = (EXIT_VINTR, EXIT_CPUID, EXIT_MSR, EXIT_SHUTDOWN, EXIT_ICEBP)
+_INTERCEPTS = (EXIT_VINTR, EXIT_CPUID, EXIT_MSR, EXIT_SHUTDOWN)
 
 _CR0_PG_ET_PE = 0x8000_0011
 _CR4_PAE = 1 << 5
@@ -225,7 +222,6 @@ class Cpu:
         self._add_hook(HOOK_INSTRUCTION, "SYSCALL", INSTRUCTION_SYSCALL)
         self._add_hook(HOOK_INSTRUCTION, "PORT_IN", INSTRUCTION_IN)
         self._add_hook(HOOK_INSTRUCTION, "PORT_OUT", INSTRUCTION_OUT)
-        self._add_hook(HOOK_INSTRUCTION, "SYSENTER", INSTRUCTION_SYSENTER)
         self._add_hook(HOOK_INTERRUPT, "EXCEPTION")
         self._add_hook(HOOK_INVALID, "UNDEFINED")
 
@@ -436,9 +432,6 @@ class Cpu:
             elif code == EXIT_SHUTDOWN:
                 self._shutdown = True
                 self.stop()
-            elif code == EXIT_ICEBP:                # natively it would ask for a debugger and never come back
-                self._rip[0] += length              # a trap: RIP is behind it
-                raise GuestFault(VECTOR_DB)
         except GuestFault as fault:
             return RAISE_EXCEPTION | fault.vector | fault.error_code << 32
         return 0

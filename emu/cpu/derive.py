@@ -35,13 +35,16 @@ from emu.cpu.constants import (
 from emu.cpu.layout import Layout, build_id
 
 CPU_STATE_BYTES = 0x4000
-R_X86_64_64, R_X86_64_JUMP_SLOT = 1, 7
+SYMBOL = struct.Struct("<IBBHQQ")       # Elf64_Sym: name, info, other, section, value, size
+RELOCATION = struct.Struct("<QQq")      # Elf64_Rela: offset, symbol << 32 | type, addend
+R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT = 1, 6, 7
 REPLACED = {
     "PAGE_WRITTEN": "tb_invalidate_phys_page_fast_x86_64",
     "PROTECT_CODE": "tlb_protect_code_x86_64",
     "UNPROTECT_CODE": "tlb_unprotect_code_x86_64",
     "RESET_DIRTY_BY_ADDRESS": "tlb_reset_dirty_by_vaddr_x86_64",
     "LOAD_PHYSICAL_64": "x86_ldq_phys_x86_64",
+    "ABORT": "cpu_abort_x86_64",
 }
 """Called through the procedure linkage table, by the thunk that replaces them."""
 
@@ -50,8 +53,15 @@ REPLACED_HELPERS = {
     "STORE_16": "helper_le_stw_mmu_x86_64",
     "STORE_32": "helper_le_stl_mmu_x86_64",
     "STORE_64": "helper_le_stq_mmu_x86_64",
+    "SYSENTER": "helper_sysenter_x86_64",
 }
 """Called by translated code, from the code generator's table of helpers."""
+
+REPLACED_POINTERS = {
+    "DEBUG_EXCEPTION": "breakpoint_handler_x86_64",
+    "SYSENTER": "helper_sysenter_x86_64",
+}
+"""Taken as an address: by the CPU's class, by the translator."""
 
 
 class Functions:
@@ -173,23 +183,28 @@ def _wide(operands: list[tuple[str, int]], disp: int) -> bool:
 
 
 def _link_addresses(path: str) -> dict[str, Any]:
-    slots: dict[str, int] = {}
+    replaced = (
+        (".rela.plt", R_X86_64_JUMP_SLOT, REPLACED),
+        (".rela.dyn", R_X86_64_64, REPLACED_HELPERS),
+        (".rela.dyn", R_X86_64_GLOB_DAT, REPLACED_POINTERS),
+    )
+    slots: list[tuple[str, int]] = []
     with open(path, "rb") as file:
         elf = ELFFile(file)
-        symbols = elf.get_section_by_name(".dynsym")
-        for section, kind, replaced in ((".rela.plt", R_X86_64_JUMP_SLOT, REPLACED), (".rela.dyn", R_X86_64_64, REPLACED_HELPERS)):
-            names = {name: thunk for thunk, name in replaced.items()}
-            for relocation in elf.get_section_by_name(section).iter_relocations():
-                if relocation["r_info_type"] == kind:
-                    name = symbols.get_symbol(relocation["r_info_sym"]).name
-                    if name in names:
-                        slots[names[name]] = relocation["r_offset"]
-        return {"uc_emu_stop": symbols.get_symbol_by_name("uc_emu_stop")[0]["st_value"], "slots": slots}
+        strings = elf.get_section_by_name(".dynstr").data()
+        symbols = list(SYMBOL.iter_unpack(elf.get_section_by_name(".dynsym").data()))
+        names = [strings[symbol[0] : strings.index(b"\0", symbol[0])].decode() for symbol in symbols]
+        for section, kind, functions in replaced:
+            thunks = {names.index(name): thunk for thunk, name in functions.items()}
+            for offset, info, _ in RELOCATION.iter_unpack(elf.get_section_by_name(section).data()):
+                if info & 0xFFFF_FFFF == kind and info >> 32 in thunks:
+                    slots.append((thunks[info >> 32], offset))
+    return {"uc_emu_stop": symbols[names.index("uc_emu_stop")][4], "slots": tuple(slots)}
 
 
-def _literal(value: int | dict[str, int]) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f'"{name}": {offset:#x}' for name, offset in value.items()) + "}"
+def _literal(value: int | tuple[tuple[str, int], ...]) -> str:
+    if isinstance(value, tuple):
+        return "(\n" + "".join(f'            ("{thunk}", {offset:#x}),\n' for thunk, offset in value) + "        )"
     return f"{value:#x}"
 
 

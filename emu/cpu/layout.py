@@ -6,8 +6,8 @@ a row of the table from a library file; `emu.cpu.check` tries a row on a live CP
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emu.cpu.abi import UNICORN_VERSION
@@ -50,7 +50,12 @@ class Layout:
     cpuid_version: int
     cpuid_features: int         # u32 words in the order of FEATURE_WORDS
     uc_emu_stop: int            # from the library's start: tells where it was loaded
-    slots: Mapping[str, int]    # from the library's start: where a function's address stands, by the thunk that replaces it
+    slots: tuple[tuple[str, int], ...]  # from the library's start: where a function's address stands, and our thunk for it
+
+    @property
+    def exception_index(self) -> int:
+        """Offset of the pending exception's number in cpu."""
+        return self.halted + 8
 
     @property
     def env_opaque(self) -> int:
@@ -121,7 +126,21 @@ KNOWN_BUILDS: dict[str, Layout] = {
         cpuid_version=0x15fc,
         cpuid_features=0x1600,
         uc_emu_stop=0x3c39c0,
-        slots={"PROTECT_CODE": 0x14c22d8, "UNPROTECT_CODE": 0x14c2a90, "PAGE_WRITTEN": 0x14c4020, "LOAD_PHYSICAL_64": 0x14c4350, "RESET_DIRTY_BY_ADDRESS": 0x14c67f8, "STORE_8": 0x14336c0, "STORE_16": 0x14336c8, "STORE_32": 0x14336d0, "STORE_64": 0x14336d8},
+        slots=(
+            ("ABORT", 0x14c0f70),
+            ("PROTECT_CODE", 0x14c22d8),
+            ("UNPROTECT_CODE", 0x14c2a90),
+            ("PAGE_WRITTEN", 0x14c4020),
+            ("LOAD_PHYSICAL_64", 0x14c4350),
+            ("RESET_DIRTY_BY_ADDRESS", 0x14c67f8),
+            ("SYSENTER", 0x142ede8),
+            ("STORE_8", 0x14336c0),
+            ("STORE_16", 0x14336c8),
+            ("STORE_32", 0x14336d0),
+            ("STORE_64", 0x14336d8),
+            ("SYSENTER", 0x14a38a0),
+            ("DEBUG_EXCEPTION", 0x14b3480),
+        ),
     ),
 }
 
@@ -130,7 +149,7 @@ def build_id(path: str) -> str:
     """The GNU build ID of a shared library, in hexadecimal.
 
     Raises:
-        UnsupportedHost: the file cannot be read, is not ELF64, or has no build ID.
+        UnsupportedHost: the file cannot be read, is not ELF64, is not all there, or has no build ID.
     """
     try:
         with open(path, "rb") as file:
@@ -140,8 +159,12 @@ def build_id(path: str) -> str:
             (table,) = struct.unpack_from("<Q", header, 32)
             size, count = struct.unpack_from("<HH", header, 54)
             file.seek(table)
-            segments = file.read(size * count)
-            for kind, offset, length in (_segment(segments, i * size) for i in range(count)):
+            table_bytes = file.read(size * count)
+            segments = [_segment(table_bytes, i * size) for i in range(count)]
+            end = max((offset + length for _, offset, length in segments), default=0)
+            if end > os.fstat(file.fileno()).st_size:           # the loader would map it, and the process die of SIGBUS
+                raise UnsupportedHost(f"{path} is cut short; pip install --force-reinstall unicorn=={UNICORN_VERSION}")
+            for kind, offset, length in segments:
                 if kind == PT_NOTE:
                     file.seek(offset)
                     if found := _gnu_build_id(file.read(length)):

@@ -16,6 +16,11 @@ FUNCTIONS = (
     "cpu_ldub_code",
     "do_interrupt_x86_hardirq",
     "raise_exception_err",
+    "raise_exception_err_ra",
+    "cpu_vmexit",
+    "cpu_abort",
+    "breakpoint_handler",
+    "helper_sysenter",
     "cpu_x86_cpuid",
     "helper_cc_compute_all",
     "uc_emu_stop",
@@ -32,7 +37,7 @@ FUNCTIONS = (
 OFFSETS = (
     *("exception_is_int", "eip", "eflags", "cs", "cs_base", "cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
     *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
-    *("opaque", "env_opaque", "tlb_mask", "tlb_table"),
+    *("opaque", "env", "env_opaque", "exception_index", "tlb_mask", "tlb_table"),
 )
 
 
@@ -58,10 +63,11 @@ class Library:
         """Put thunks where libunicorn looks up some functions of its own.
 
         Two of them make it sound: it notices writes to code by virtual page only, and after the first store through a
-        non-executable alias (Linux' direct map) no more, so that reused pages would run old code. The others make it
-        quick. Engines of the process that are not ours are served as before, or better.
+        non-executable alias (Linux' direct map) no more, so that reused pages would run old code. With two a hostile
+        guest cannot end or block the process (ABORT, DEBUG_EXCEPTION), with one SYSENTER is never skipped. The others
+        make it quick. Engines of the process that are not ours are served as before, or better.
         """
-        for thunk, slot in self.layout.slots.items():
+        for thunk, slot in self.layout.slots:
             at = base + slot
             page = at & ~(mmap.PAGESIZE - 1)
             if libc.mprotect(ffi.cast("void *", page), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE):

@@ -32,7 +32,7 @@ USER_FIRST, USER_LAST = 0x40000, 0x7FFFF
 ALIAS = 0x20_0000
 MMIO = 0x60_0000                        # virtual; open bus at guest-physical MMIO_PHYSICAL
 MMIO_PHYSICAL = 0xD000_0000
-UNMAPPED = 0x80_0000
+UNMAPPED = 0x90_0000
 VMCB = 0xFD00_0000
 
 PRESENT, WRITABLE, USER, LARGE, NO_EXECUTE = 1, 2, 4, 1 << 7, 1 << 63
@@ -141,6 +141,7 @@ class MicroGuest:
 
     Args:
         resume: vectors whose handler returns; the others halt the CPU.
+        memory: RAM, by default 64 MiB.
 
     Attributes:
         events: exceptions and interrupts, in order.
@@ -151,6 +152,7 @@ class MicroGuest:
     """
 
     resume: Collection[int] = ()
+    memory: GuestMemory = field(default_factory=lambda: GuestMemory(64 * MIB))
     events: list[Event] = field(default_factory=list)
     outs: list[tuple[int, int, int]] = field(default_factory=list)
     ins: list[tuple[int, int]] = field(default_factory=list)
@@ -159,13 +161,14 @@ class MicroGuest:
     vectors: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.memory = GuestMemory(64 * MIB)
         self.memory.write(0, image(frozenset(self.resume)))
         self.cpu = Cpu(Platform(self.port_in, self.port_out, self.rdmsr, self.wrmsr, self.acknowledge), VMCB)
-        self.cpu.map_ram(0, self.memory.ram)
+        for start, block in self.memory.blocks():
+            self.cpu.map_ram(start, block)
         self.memory.drop_code = self.cpu.drop_code
         self.cpu.open_trap_door()
-        for start, end in ((self.memory.size, VMCB), (VMCB + 0x4000, 1 << 52)):
+        low, high = self.memory.low_size, (1 << 32) + self.memory.high_size
+        for start, end in ((low, VMCB), (VMCB + 0x4000, 1 << 32), (high, 1 << 52)):
             self.cpu.map_mmio(start, end - start, lambda _offset, size: (1 << 8 * size) - 1, lambda *_: None)
         self.cpu.enter_long_mode(START)
         self.cpu.write_msr(MSR_EFER, EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE)
@@ -209,7 +212,9 @@ class MicroGuest:
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def put(self, code: bytes, at: int = CODE, rflags: int = FIXED, cs: int | None = None, rsp: int = 0, **registers: int) -> None:
+    def put(
+        self, code: bytes, at: int = CODE, *, rflags: int = FIXED, cs: int = 0, rsp: int = 0, **registers: int
+    ) -> None:
         """Place code, and get ready to enter it by IRETQ.
 
         Args:
@@ -235,9 +240,9 @@ class MicroGuest:
         """Run until an exit, or until the time is over (Exit.KICK)."""
         return self.cpu.run(time.monotonic_ns() + int(seconds * 1e9))
 
-    def run(self, code: bytes, at: int = CODE, *, rflags: int = FIXED, cs: int | None = None, rsp: int = 0, **registers: int) -> Exit:
+    def run(self, code: bytes, at: int = CODE, **arguments: int) -> Exit:
         """`put` and `go`."""
-        self.put(code, at, rflags, cs, rsp, **registers)
+        self.put(code, at, **arguments)
         return self.go()
 
     @property

@@ -1,0 +1,238 @@
+"""The command line around a machine that is a shell of this host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import emu
+from emu import cli
+from emu.cli import main
+from emu.cli.options import Size
+from emu.errors import BadImage, GuestError, GuestTimeout, UnsupportedHost
+from emu.guest import SerialShell
+from tests.shell_on_pty import ShellOnPty
+
+SHELL = ("/bin/sh", "-i")
+
+
+class FakeMachine(ShellOnPty):
+    """What the commands use of a machine."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(SHELL, home)
+        self.shell = SerialShell(self.console)
+        self.wait_prompt = self.shell.wait_prompt
+        self.run = self.shell.run
+
+    @property
+    def panic(self) -> str | None:
+        return self.console.panics.line
+
+    def request_stop(self) -> None:
+        self.stopped = True
+
+    def __enter__(self) -> FakeMachine:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+@pytest.fixture
+def booted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
+    """Makes `emu.boot` return fake machines; the keyword arguments of each call."""
+    calls: list[dict[str, Any]] = []
+
+    def boot(guest: str, **keywords: Any) -> FakeMachine:
+        calls.append({"guest": guest, **keywords})
+        return FakeMachine(tmp_path)
+
+    monkeypatch.setattr(emu, "boot", boot, raising=False)
+    yield calls
+
+
+def test_run_shows_both_outputs_byte_for_byte_and_ends_with_the_command_s_status(
+    booted: list[dict[str, Any]], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["run", "--", "sh", "-c", r"printf '\001\377\n'; echo err >&2; exit 42"]) == 42
+    assert capfdbinary.readouterr() == (b"\001\xff\n", b"err\n")
+
+
+def test_options_reach_the_boot(booted: list[dict[str, Any]], tmp_path: Path) -> None:
+    options = ["--memory", "1G", "--kernel", "cloud", "--root", str(tmp_path), "--append", "a b", "--as-shipped"]
+    assert main(["run", *options, "true"]) == 0
+    (call,) = booted
+    assert call.pop("phases") is not None
+    assert call == {
+        "guest": "alpine", "memory": 1 << 30, "kernel": "cloud", "root": tmp_path, "initrd": None,
+        "append": "a b", "cmdline": None, "as_shipped": True,
+    }  # fmt: skip
+
+
+def test_words_after_the_command_are_its_own(
+    booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "echo", "--memory", "$HOME"]) == 0
+    assert capfd.readouterr().out == "--memory $HOME\n"
+
+
+def test_verbose_shows_each_phase(booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    main(["run", "--verbose", "true"])
+    shown = [line.split("  ")[0] for line in capfd.readouterr().err.splitlines()]
+    assert shown == ["phase", "start python", "boot to prompt", "run", "read result", "wall"]
+
+
+def test_a_timeout_is_status_124(booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--timeout", "0.7", "sleep", "97"]) == 124
+    assert one_line(capfd).startswith("emu: 'sleep 97' did not end")
+
+
+def test_a_panic_is_its_line_and_status_125(
+    booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = "printf '[  1.0] Kernel %s - not syncing: on purpose\\n' panic >/dev/tty; sleep 97"
+    assert main(["run", "--", "sh", "-c", script]) == 125
+    assert one_line(capfd) == "emu: Kernel panic - not syncing: on purpose"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (BadImage("x is\nno kernel"), 2, "emu: x is no kernel"),
+        (UnsupportedHost("no"), 2, "emu: no"),
+        (GuestError("died"), 125, "emu: died"),
+        (GuestTimeout("late"), 124, "emu: late"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), 2, "emu: /x: No such file or directory"),
+        (MemoryError(), 2, "emu: this host has not enough memory"),
+        (ZeroDivisionError("z"), 70, "emu: internal error: ZeroDivisionError: z (python -X dev -m emu shows where)"),
+    ],
+)
+def test_every_failure_is_one_line_and_its_own_status(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, status: int, text: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(emu, "boot", fail, raising=False)
+    assert main(["run", "true"]) == status
+    assert one_line(capfd) == text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "--memory", "lots", "true"],
+        ["run", "--memory", "63M", "true"],
+        ["run", "--memory", "9G", "true"],
+        ["run", "--timeout", "-1", "true"],
+        ["run", "--timeout", "nan", "true"],
+        ["run", "--bogus", "true"],
+        ["boot", "--memory"],
+        ["boot", "extra"],
+        ["fetch", "--kernel", "vista"],
+        ["nonsense"],
+        ["--bogus"],
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert one_line(capfd).startswith("emu: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64", 64 << 20), ("64M", 64 << 20), ("1g", 1 << 30), ("8GiB", 8 << 30), ("65536K", 64 << 20)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5G", "-64M", "64MM", "65537K", "99999999999999M", "٦٤M"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Size().convert(text, None, None)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS)])
+def test_every_help_shows_an_example(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    shown = capfd.readouterr().out
+    assert "Example" in shown and "\n    emu" in shown
+
+
+def test_help_imports_no_command_and_run_neither_rich_nor_what_fetches() -> None:
+    code = (
+        "import sys; from emu.cli import main; main(['--help']); before = set(sys.modules);"
+        "import emu.cli.run;"
+        "print('\\n', [m for m in before if m.startswith('emu.cli.')],"
+        " [m for m in sys.modules if m.split('.')[0] in ('rich', 'elftools', 'zstandard', 'unicorn')])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1].strip() == "[] []"
+
+
+def test_info_names_the_library_and_whether_it_is_known(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    rows = dict(line.split("  ", 1) for line in capfd.readouterr().out.splitlines())
+    assert rows["unicorn"].strip() == "2.1.4"
+    assert rows["is known"].strip() == "yes"
+
+
+FAKE_MAIN = """
+import sys
+from pathlib import Path
+import emu
+from tests.cli.test_cli import FakeMachine
+emu.boot = lambda guest, **_: FakeMachine(Path("."))
+from emu.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(arguments: list[str], home: Path, **keywords: Any) -> subprocess.Popen[bytes]:
+    """A process of `emu` whose machine is fake."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", FAKE_MAIN, *arguments]
+    return subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.PIPE, **keywords)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_run_at_once_without_a_word(number: signal.Signals, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "begun")
+    process = start(["run", "--", "sh", "-c", f"echo >{tmp_path}/begun; sleep 97"], tmp_path)
+    (tmp_path / "begun").read_bytes()
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[1] == b""
+    assert process.returncode == 128 + number
+
+
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = start(["run", "echo", "x"], tmp_path, stdout=write)
+    os.close(write)
+    assert process.communicate(timeout=20)[1] == b""
+    assert process.returncode == 141
+
+
+def test_boot_types_piped_input_at_the_shell_and_ends_with_it(tmp_path: Path) -> None:
+    process = start(["boot"], tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    output, errors = process.communicate(b"echo $((6*7))\n", timeout=20)
+    assert (process.returncode, errors) == (0, b"")
+    assert b"42" in output
+
+
+def one_line(capfd: pytest.CaptureFixture[str]) -> str:
+    """All of standard error, which has to be one line."""
+    text = capfd.readouterr().err
+    assert text.count("\n") == 1 and text.endswith("\n") and "Traceback" not in text
+    return text[:-1]
