@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.common import ROOT
 from bench.ours import Settings
-from emu.boot.linux import command_line
+from emu.loader.linux import command_line
 from emu.errors import GuestStopped, GuestTimeout
 from emu.launch import DEFAULT_MEMORY
 from emu.memory import MIB

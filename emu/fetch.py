@@ -42,7 +42,7 @@ BUSYBOX_PACKAGE = "busybox-static"
 
 @dataclass(frozen=True)
 class Guest:
-    """What to boot: for `emu.boot.kernel.load_kernel` and `emu.images.root.load_root`.
+    """What to boot: for `emu.loader.kernel.load_kernel` and `emu.images.root.load_root`.
 
     `package_path` is the package that the kernel came in: its modules are in there. `description` is what to tell
     the user, a line for each part.

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from emu.boot.kernel import load_kernel
-from emu.boot.linux import command_line, load_linux
+from emu.loader.kernel import load_kernel
+from emu.loader.linux import command_line, load_linux
 from emu.cache import Cache
 from emu.errors import EmuError
 from emu.fetch import DEBIAN_KERNELS, fetch_guest

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from emu.board import Board
-from emu.boot import BootState
+from emu.loader import BootState
 from emu.clock import GuestClock
 from emu.console import Console
 from emu.cpu.cpu import Exit

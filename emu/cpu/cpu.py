@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from emu.boot import BootState
+from emu.loader import BootState
 from emu.cpu import cpuid
 from emu.cpu.abi import address, ffi
 from emu.cpu.constants import (

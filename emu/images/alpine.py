@@ -14,8 +14,8 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from emu.boot.decompress import decompress, identify
-from emu.boot.kernel import map_file
+from emu.loader.decompress import decompress, identify
+from emu.loader.kernel import map_file
 from emu.cache import Cache, content_key
 from emu.errors import BadImage
 from emu.images.cpio import Entry, write_archive

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emu.boot.decompress import decompress, identify
-from emu.boot.kernel import map_file
+from emu.loader.decompress import decompress, identify
+from emu.loader.kernel import map_file
 from emu.cache import Cache, content_key
 from emu.errors import BadImage
 from emu.images.cpio import archive_end, is_cpio

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from emu.boot.decompress import decompress
-from emu.boot.kernel import map_file
+from emu.loader.decompress import decompress
+from emu.loader.kernel import map_file
 from emu.errors import BadImage
 
 __all__ = ["PackagedFile", "alpine_file", "check_alpine_package", "debian_file"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emu.boot.decompress import identify, peek
-from emu.boot.kernel import map_file
+from emu.loader.decompress import identify, peek
+from emu.loader.kernel import map_file
 from emu.cache import Cache
 from emu.images.cpio import is_cpio
 

@@ -20,7 +20,7 @@ from emu.cache import Cache
 from emu.errors import BadImage
 from emu.images.cpio import Entry, write_archive
 from emu.images.initramfs import load_initramfs
-from tests.boot.fakes import lz4_legacy
+from tests.loader.fakes import lz4_legacy
 
 
 def archive(*names: str) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 
-from emu.boot import BootState
+from emu.loader import BootState
 from emu.cpu.abi import ffi
 from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, MSR_EFER, MSR_STAR
 from emu.cpu.cpu import Cpu, Exit, Platform

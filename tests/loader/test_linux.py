@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from emu.boot import BootState
-from emu.boot.kernel import Kernel, load_kernel
-from emu.boot.linux import command_line, load_linux
+from emu.loader import BootState
+from emu.loader.kernel import Kernel, load_kernel
+from emu.loader.linux import command_line, load_linux
 from emu.cache import Cache
 from emu.errors import BadImage
-from tests.boot.fakes import CODE, LOAD_ADDRESS, FakeMemory, bzimage, elf
+from tests.loader.fakes import CODE, LOAD_ADDRESS, FakeMemory, bzimage, elf
 
 MIB = 1 << 20
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emu.boot.kernel import Kernel, load_kernel
+from emu.loader.kernel import Kernel, load_kernel
 from emu.cache import Cache
 from emu.errors import BadImage
-from tests.boot.fakes import CODE, COMPRESSIONS, LOAD_ADDRESS, bzimage, elf, elf32
+from tests.loader.fakes import CODE, COMPRESSIONS, LOAD_ADDRESS, bzimage, elf, elf32
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_bzimage_header_is_kept_for_the_zero_page(cache: Cache, tmp_path: Path) 
 def test_second_load_is_the_same_and_needs_no_decoder(cache: Cache, tmp_path: Path) -> None:
     first = load(bzimage(compression="xz"), cache, tmp_path)
     program = (
-        "import sys; from emu.boot.kernel import load_kernel; from emu.cache import Cache;"
+        "import sys; from emu.loader.kernel import load_kernel; from emu.cache import Cache;"
         f"kernel = load_kernel({str(tmp_path / 'vmlinuz')!r}, Cache({str(cache.directory)!r}));"
         "print(kernel.entry, {'lzma', 'elftools', 'zstandard', 'lz4'} & set(sys.modules))"
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Protocol
 
-from emu.boot import BootState
-from emu.boot.bzimage import HEADER_START
-from emu.boot.kernel import Kernel
+from emu.loader import BootState
+from emu.loader.bzimage import HEADER_START
+from emu.loader.kernel import Kernel
 from emu.errors import BadImage
 
 __all__ = ["BOARD_SETTINGS", "THROW_AWAY_SETTINGS", "Memory", "command_line", "load_linux"]

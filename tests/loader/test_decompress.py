@@ -14,10 +14,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.boot.decompress import decompress, identify, peek
-from emu.boot.lzo import decompress_lzo1x
+from emu.loader.decompress import decompress, identify, peek
+from emu.loader.lzo import decompress_lzo1x
 from emu.errors import BadImage
-from tests.boot.fakes import lz4_legacy
+from tests.loader.fakes import lz4_legacy
 
 TEXT = b"abc" * 100 + b"some text, some more text"
 LZO = bytes.fromhex(  # TEXT, by lzop -c

@@ -61,7 +61,7 @@ def decompress(data: bytes | memoryview, limit: int, what: str) -> Expanded:
     if name is None:
         raise BadImage(f"{what} is not compressed in a way that Linux knows")
     if name == "lzo":
-        from emu.boot.lzo import decompress_lzop
+        from emu.loader.lzo import decompress_lzop
 
         return Expanded(*decompress_lzop(memoryview(data), limit, what))
     if name == "lz4 legacy":

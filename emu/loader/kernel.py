@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from emu.boot.bzimage import (
+from emu.loader.bzimage import (
     CMDLINE_SIZE,
     HEADER_START,
     INITRD_ADDR_MAX,
@@ -25,7 +25,7 @@ from emu.boot.bzimage import (
     synthetic_header,
     unpack_payload,
 )
-from emu.boot.elf import ELF_MAGIC, Segment, parse_elf
+from emu.loader.elf import ELF_MAGIC, Segment, parse_elf
 from emu.cache import Cache, content_key
 from emu.errors import BadImage
 
