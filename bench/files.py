@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.common import OUTPUT
 from emu.cache import Cache
 from emu.errors import EmuError
-from emu.fetch import debian_kernel, fetch_guest
+from emu.fetch import fetch_guest
 from emu.images.cpio import Entry, write_archive
 from emu.images.root import load_root
 
@@ -29,7 +29,7 @@ GZIP_LEVEL = 6
 
 def kernel_file(kernel: str) -> Path:
     """Debian's bzImage of a kind in `KERNELS`, fetched if the cache has none."""
-    return debian_kernel(Cache(), kernel, say=print)
+    return fetch_guest(Cache(), kernel, say=print).kernel_path
 
 
 def root_file(root: str) -> Path:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bench.common import ROOT
 from bench.ours import Settings
-from emu.loader.linux import command_line
 from emu.errors import GuestStopped, GuestTimeout
 from emu.launch import DEFAULT_MEMORY
+from emu.loader.linux import command_line
 from emu.memory import MIB
 
 __all__ = ["PROMPT", "QEMU_MISSING", "SerialGuest", "have_qemu", "ours", "qemu"]

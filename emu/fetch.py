@@ -22,7 +22,7 @@ from emu.errors import BadImage, EmuError
 if TYPE_CHECKING:
     from emu.images.packages import PackagedFile
 
-__all__ = ["DEBIAN_KERNELS", "Guest", "Progress", "Say", "debian_kernel", "fetch_guest"]
+__all__ = ["KERNELS", "Guest", "Progress", "Say", "fetch_guest"]
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called with what is being fetched, the bytes so far, and the bytes in all, None if unknown."""
@@ -37,6 +37,7 @@ ROOT_DESCRIPTION = "root: Alpine minirootfs 3.20.3"
 
 ALPINE_KERNEL = "linux-virt"
 DEBIAN_KERNELS = {"generic": "linux-image-amd64", "cloud": "linux-image-cloud-amd64"}
+KERNELS = ("alpine", *DEBIAN_KERNELS)
 BUSYBOX_PACKAGE = "busybox-static"
 
 
@@ -66,13 +67,13 @@ def _nothing(*_: object) -> None:
     pass
 
 
-def fetch_guest(cache: Cache, kernel: str = "generic", progress: Progress = _nothing, say: Say = _nothing) -> Guest:
+def fetch_guest(cache: Cache, kernel: str = "alpine", progress: Progress = _nothing, say: Say = _nothing) -> Guest:
     """Return a guest, fetched if the cache has none.
 
     Args:
         cache: where it is kept.
-        kernel: "generic": Alpine's, or Debian's generic one if Alpine's mirror is not reachable; "cloud": Debian's
-            for cloud machines.
+        kernel: "generic" or "cloud" for Debian's of that name; "alpine" for Alpine's own, or Debian's generic one if
+            Alpine's mirror is not reachable.
         progress: told how far a download is.
         say: told, a line at a time, which source is used and which was not reachable.
 
@@ -80,29 +81,24 @@ def fetch_guest(cache: Cache, kernel: str = "generic", progress: Progress = _not
         EmuError: no source has it.
         BadImage: what a source gave is damaged.
     """
-    if kernel not in DEBIAN_KERNELS:
-        raise EmuError(f"unknown kernel {kernel!r}: there are {', '.join(DEBIAN_KERNELS)}")
+    if kernel not in KERNELS:
+        raise EmuError(f"unknown kernel {kernel!r}: there are {', '.join(KERNELS)}")
     part = _recorded(cache, f"kernel-{kernel}") or _fetch_kernel(cache, kernel, progress, say)
     root = _root(cache, progress, say)
     image, package = (_path(cache, name) for name in part.files)
     return Guest(image, package, _path(cache, root.files[0]), (part.description, root.description))
 
 
-def debian_kernel(cache: Cache, kernel: str = "generic", progress: Progress = _nothing, say: Say = _nothing) -> Path:
-    """Return Debian's kernel of a kind, whatever `fetch_guest` would prefer. Arguments and errors as there."""
-    return _path(cache, _debian_kernel(cache, kernel, progress, say).files[0])
-
-
 def _fetch_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _Part:
-    part = None
-    if kernel == "generic":
-        from emu.images.mirror import Unreachable
+    if kernel in DEBIAN_KERNELS:
+        return _debian_kernel(cache, kernel, progress, say)
+    from emu.images.mirror import Unreachable
 
-        try:
-            part = _alpine_kernel(cache, progress)
-        except Unreachable as error:
-            say(f"{error}; trying Debian's kernel package")
-    part = part or _debian_kernel(cache, kernel, progress, say)
+    try:
+        part = _alpine_kernel(cache, progress)
+    except Unreachable as error:
+        say(f"{error}; trying Debian's kernel package")
+        part = _debian_kernel(cache, "generic", progress, say)
     _record(cache, f"kernel-{kernel}", part)
     return part
 

@@ -10,7 +10,7 @@ from emu.loader.kernel import load_kernel
 from emu.loader.linux import command_line, load_linux
 from emu.cache import Cache
 from emu.errors import EmuError
-from emu.fetch import DEBIAN_KERNELS, fetch_guest
+from emu.fetch import KERNELS, fetch_guest
 from emu.images.initramfs import load_initramfs
 from emu.images.root import load_root
 from emu.machine import Machine
@@ -18,7 +18,7 @@ from emu.memory import MIB
 
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_GUEST = "alpine"
-DEFAULT_KERNEL = "generic"
+DEFAULT_KERNEL = "alpine"
 
 Phase = Callable[[str], AbstractContextManager[object]]
 
@@ -43,7 +43,8 @@ def boot(
 
     Args:
         guest: "alpine", fetched once.
-        kernel: a bzImage or an ELF vmlinux, or "generic" or "cloud" for Debian's.
+        kernel: a bzImage or an ELF vmlinux, or the name of one to fetch: "generic" or "cloud" for Debian's, "alpine"
+            for Alpine's own or, where its mirror cannot be reached, Debian's generic one.
         initrd: an initramfs to use as it is.
         root: a root file system (tar archive or directory) to make an initramfs of.
         memory: bytes of RAM, 64 MiB to 8 GiB.
@@ -82,9 +83,11 @@ def _files(
     cache: Cache, kernel: str | Path | None, initrd: str | Path | None, root: str | Path | None
 ) -> tuple[Path, Path]:
     """The kernel's and the root's paths; what was not given is the default guest's."""
-    given_kernel = kernel is not None and str(kernel) not in DEBIAN_KERNELS
-    given_root = initrd if initrd is not None else root
-    if given_kernel and given_root is not None:
-        return Path(str(kernel)), Path(given_root)
-    default = fetch_guest(cache, DEFAULT_KERNEL if given_kernel or kernel is None else str(kernel))
-    return Path(str(kernel)) if given_kernel else default.kernel_path, Path(given_root) if given_root is not None else default.root_path
+    name = DEFAULT_KERNEL if kernel is None else str(kernel)
+    kernel_path = None if name in KERNELS else Path(name)
+    root_path = initrd if initrd is not None else root
+    if kernel_path is None or root_path is None:
+        fetched = fetch_guest(cache, name if kernel_path is None else DEFAULT_KERNEL)
+        kernel_path = kernel_path or fetched.kernel_path
+        root_path = root_path if root_path is not None else fetched.root_path
+    return kernel_path, Path(root_path)

@@ -9,16 +9,17 @@ from contextlib import contextmanager
 import click
 
 from emu.cache import Cache
-from emu.fetch import DEBIAN_KERNELS, Progress, Say, fetch_guest
+from emu.fetch import KERNELS, Progress, Say, fetch_guest
 
 
 @click.command("fetch", short_help="Get the default guest's kernel and root file system.")
 @click.option(
     "--kernel",
-    type=click.Choice(list(DEBIAN_KERNELS)),
-    default="generic",
+    type=click.Choice(KERNELS),
+    default=KERNELS[0],
     show_default=True,
-    help="generic drives real hardware too; cloud is smaller and boots sooner.",
+    help="Alpine's own (Debian's generic one where Alpine's mirror cannot be reached), or Debian's: generic, with "
+    "modules for everything, or cloud, without.",
 )
 def command(kernel: str) -> None:
     """Get the default guest, Alpine, into the cache, once. Says what was taken from where.

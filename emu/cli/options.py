@@ -66,8 +66,9 @@ _OPTIONS = (
     click.option("--memory", type=Size(), default="256M", show_default=True, help="The machine's RAM, 64M to 8G."),
     click.option(
         "--kernel",
-        metavar="PATH|generic|cloud",
-        help="A bzImage or an ELF vmlinux, or the default guest's kernel of that kind.",
+        metavar="PATH|alpine|generic|cloud",
+        help="A bzImage or an ELF vmlinux, or one to fetch: Alpine's own (the default; Debian's generic one where "
+        "Alpine's mirror cannot be reached) or Debian's.",
     ),
     click.option("--initrd", type=click.Path(path_type=Path), help="An initramfs, used as it is."),
     click.option(

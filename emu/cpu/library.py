@@ -21,6 +21,9 @@ FUNCTIONS = (
     "cpu_abort",
     "breakpoint_handler",
     "helper_sysenter",
+    "helper_check_iob",
+    "helper_check_iow",
+    "helper_check_iol",
     "cpu_x86_cpuid",
     "helper_cc_compute_all",
     "uc_emu_stop",
@@ -35,7 +38,7 @@ FUNCTIONS = (
     "helper_le_stq_mmu",
 )
 OFFSETS = (
-    *("exception_is_int", "eip", "eflags", "cs", "cs_base", "cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
+    *("exception_is_int", "error_code", "eip", "eflags", "cs", "cs_base", "cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
     *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
     *("opaque", "env", "env_opaque", "exception_index", "tlb_mask", "tlb_table"),
 )
