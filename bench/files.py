@@ -40,7 +40,7 @@ def root_file(root: str) -> Path:
     """
     if root == "busybox":
         return _busybox()
-    path = fetch_guest(Cache(), say=print).root_path
+    path = fetch_guest(Cache(), "cloud", say=print).root_path     # the kernel that needs no other source
     if ".tar" not in path.name:
         raise EmuError(f"this machine has no Alpine minirootfs, only {path.name}")
     return path

@@ -28,7 +28,7 @@ class Settings:
         kernel, initrd: paths.
         append: settings added to the default command line.
         as_shipped: without the settings of a throw-away machine.
-        busy_thread: another thread of the process computes from the start.
+        busy_thread: another thread of the process computes, from before the machine is made.
         extra_stops: the CPU is stopped every 50 µs to 2.5 ms besides what the guest asks for.
     """
 
@@ -55,10 +55,10 @@ def _compute_in_thread() -> None:
 def main(argument: str) -> None:
     """Boot and connect the serial line; never returns."""
     settings = Settings(**json.loads(argument))
-    if settings.busy_thread:
-        _compute_in_thread()
     from emu.launch import boot
 
+    if settings.busy_thread:
+        _compute_in_thread()
     machine = boot(
         kernel=settings.kernel, initrd=settings.initrd, append=settings.append, as_shipped=settings.as_shipped
     )

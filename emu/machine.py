@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-import select
 import sys
 import threading
 import time
@@ -19,11 +18,12 @@ from emu.cpu.cpu import Exit
 from emu.errors import GuestStopped
 from emu.guest import Result, SerialShell
 from emu.memory import GuestMemory
+from emu.poller import Poller
 from emu.stats import ExitStats
 
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
 SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs
-FOREVER_S = 3600.0
+FOREVER_NS = 1 << 52                   # 52 days
 SWITCH_INTERVAL_S = 1e-5                # each exit needs the interpreter's lock; other threads hold it no longer
 
 
@@ -95,10 +95,9 @@ class Machine:
         self._run_ns = 0
         self._halts = 0
         self._kicks = 0
-        self._watched: dict[int, Callable[[], None]] = {}
-        self._poll = select.poll()
+        self._poller = Poller()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll.register(self._wakeup, select.POLLIN)
+        self._poller.add(self._wakeup, self._woken)
         self.board = Board(self.memory, self.clock, self._serial_output, self._reset, _sleep_ns)
         self.console = Console(self.serial_send, self.drive, self.watch_fd, self.unwatch_fd)
         self.serial_sinks.append(self.console.feed)
@@ -149,13 +148,11 @@ class Machine:
 
     def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back, on the machine's thread and at most some 10 ms late, whenever `fd` can be read."""
-        self._watched[fd] = callback
-        self._poll.register(fd, select.POLLIN)
+        self._poller.add(fd, callback)
 
     def unwatch_fd(self, fd: int) -> None:
         """End that."""
-        if self._watched.pop(fd, None) is not None:
-            self._poll.unregister(fd)
+        self._poller.remove(fd)
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -172,7 +169,7 @@ class Machine:
         Raises:
             GuestStopped: the guest has stopped and the condition does not hold.
         """
-        end_ns = time.monotonic_ns() + int((FOREVER_S * 1e6 if timeout is None else timeout) * 1e9)
+        end_ns = time.monotonic_ns() + (FOREVER_NS if timeout is None else int(timeout * 1e9))
         with _fine_switching():
             while not until():
                 if self.stop_reason is not None:
@@ -200,6 +197,9 @@ class Machine:
         os.eventfd_write(self._wakeup, 1)
         self.board.cpu.stop()
 
+    def _woken(self) -> None:
+        os.eventfd_read(self._wakeup)
+
     def _step(self, until: Callable[[], bool], end_ns: int) -> None:
         """One slice of guest time, and what it left to do."""
         board, clock = self.board, self.clock
@@ -214,10 +214,10 @@ class Machine:
         board.com1.flush_bypass()
         if exit_ is Exit.KICK:
             self._kicks += 1
-            self._look_at_files(0)
+            self._poller.wait(0)
         elif exit_ is Exit.HALT:
             self._halts += 1
-            self._look_at_files(0)
+            self._poller.wait(0)
             self._idle(until, end_ns)
         elif self.stop_reason is None:
             reason = StopReason.TRIPLE_FAULT if exit_ is Exit.SHUTDOWN else StopReason.CPU_ERROR
@@ -235,25 +235,9 @@ class Machine:
             now = time.monotonic_ns()
             if now >= end_ns:
                 break
-            wait_ns = min(clock.next_ns + clock.host_origin_ns, end_ns) - now
-            self._look_at_files(max(0.0, min(wait_ns / 1e6, FOREVER_S * 1e3)))
+            self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + FOREVER_NS) - now)
             clock.run_due()
         self._idle_ns += time.monotonic_ns() - started
-
-    def _look_at_files(self, timeout_ms: float) -> None:
-        """Call back for every watched file that can be read.
-
-        `poll` waits whole milliseconds, so the rest of a wait is slept where a timer asks for less.
-        """
-        whole_ms = int(timeout_ms)
-        events = self._poll.poll(whole_ms)
-        if not events and timeout_ms - whole_ms > 0:
-            time.sleep((timeout_ms - whole_ms) / 1e3)
-        for fd, _ in events:
-            if fd == self._wakeup:
-                os.eventfd_read(fd)
-            elif fd in self._watched:
-                self._watched[fd]()
 
     def _reset(self) -> None:
         self._stop(StopReason.RESET)

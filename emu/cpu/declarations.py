@@ -33,8 +33,10 @@ LIBC = """
     int timer_create(int clock, void *event, void **timer);
     int timer_settime(void *timer, int flags, const int64_t value[4], void *old);
     int timer_delete(void *timer);
+    int ppoll(void *files, unsigned long count, const int64_t timeout[2], const void *signals);
 
     struct sigaction_ { uint64_t handler; uint64_t mask[16]; int flags; uint64_t restorer; };
+    struct pollfd_ { int fd; short events; short revents; };
     struct sigevent_ { uint64_t value; int signal; int notify; uint64_t pad[6]; };
 """
 
