@@ -25,7 +25,7 @@ bench-boot bench-serial bench-guest: bench-%: $(DONE)
 	$(BIN)/python -m bench.$*
 
 soak: $(DONE)
-	$(PYTEST) -m soak --timeout=7200 -s
+	$(BIN)/python -m bench.soak
 
 # Editable, so that a changed source needs no new installation. Debian packages venv apart from Python.
 $(DONE): setup.py pyproject.toml

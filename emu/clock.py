@@ -66,7 +66,10 @@ class GuestClock:
         must not keep the host here.
         """
         now = self.now_ns()
-        while self.next_ns <= now:
-            due = next(alarm for alarm in self._alarms if alarm.deadline_ns == self.next_ns)
-            due.disarm()
-            due.expired()
+        if self.next_ns > now:
+            return
+        deadlines = [(alarm.deadline_ns, alarm) for alarm in self._alarms if alarm.deadline_ns is not None]
+        for deadline_ns, alarm in sorted(deadlines, key=lambda pair: pair[0]):
+            if deadline_ns <= now and alarm.deadline_ns == deadline_ns:     # no other timer's expiry has changed it
+                alarm.disarm()
+                alarm.expired()

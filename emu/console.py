@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 import re
-import select
-import tty
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from emu.errors import GuestStopped, GuestTimeout
 
-__all__ = ["EOF", "TIMEOUT", "Console", "Drive", "PanicWatch", "Pattern"]
+if TYPE_CHECKING:
+    from emu.terminal import HostPty
+
+__all__ = ["EOF", "TIMEOUT", "Console", "Drive", "PanicWatch"]
 
 TIMEOUT = GuestTimeout      # in a pattern list: `expect` returns its index instead of raising
 EOF = GuestStopped
 
 Drive = Callable[[Callable[[], bool], "float | None"], bool]
-Pattern = "str | bytes | re.Pattern[str] | re.Pattern[bytes] | type[GuestTimeout] | type[GuestStopped]"
 
 HISTORY_BYTES = 1024 * 1024     # kept of what the guest wrote
 UNREAD_CHARS = 1024 * 1024      # kept of what no expect() has consumed
 TAIL_CHARS = 512                # searched whenever something arrives; the whole text only now and then
 FULL_SEARCH_S = 0.05            # how often at most the whole unread text is searched while waiting
 SEARCH_SHARE = 8                # and never for more than one part in this many of the time
-PTY_PENDING_BYTES = 256 * 1024  # kept for a PTY whose reader is slow or absent
 QUOTED_CHARS = 160              # of the console's last output in an error message
 
 _PANIC = re.compile(rb"(?:^|\]) ?(Kernel panic - not syncing\b[^\r\n]*)")
@@ -155,7 +153,7 @@ class Console:
         self._history = _Ring(HISTORY_BYTES)
         self._unread = _Unread()
         self._outputs: list[Callable[[bytes], None]] = []
-        self._ptys: list[_Pty] = []
+        self._ptys: list[HostPty] = []
 
     # Output of the guest
 
@@ -320,7 +318,9 @@ class Console:
         Several programs may open it, at any time. What nobody reads is kept up to 256 KiB, the newest. It
         works while the guest runs, that is inside `drive`, `expect`, `interact` and the like.
         """
-        pty = _Pty(self._send)
+        from emu.terminal import HostPty
+
+        pty = HostPty(self._send)
         self._ptys.append(pty)
         self._outputs.append(pty.show)
         self._watch_fd(pty.poll_fd, pty.ready)
@@ -362,48 +362,6 @@ class _Search:
             return False
         tail = self._unread.take_in()
         return any(p.search(tail) for p in self._patterns)
-
-
-class _Pty:
-    """One host PTY: shows what it is given, passes on what is typed; never blocks."""
-
-    def __init__(self, send: Callable[[bytes], None]) -> None:
-        self._send = send
-        self._master, self._slave = os.openpty()    # our own slave end: no EIO while no program has it open
-        tty.setraw(self._slave)
-        os.set_blocking(self._master, False)
-        self.path = os.ttyname(self._slave)
-        self._pending = bytearray()
-        # Readable when the PTY can be read, or written while something is pending: one descriptor to watch.
-        self._poll = select.epoll()
-        self._poll.register(self._master, select.EPOLLIN)
-        self.poll_fd = self._poll.fileno()
-
-    def show(self, data: bytes) -> None:
-        self._pending += data
-        if len(self._pending) > PTY_PENDING_BYTES:
-            del self._pending[:-PTY_PENDING_BYTES]
-        self._flush()
-
-    def ready(self) -> None:
-        try:
-            self._send(os.read(self._master, 4096))
-        except BlockingIOError:
-            pass
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            while self._pending:
-                del self._pending[: os.write(self._master, self._pending)]
-        except BlockingIOError:
-            pass
-        self._poll.modify(self._master, select.EPOLLIN | (select.EPOLLOUT if self._pending else 0))
-
-    def close(self) -> None:
-        self._poll.close()
-        os.close(self._master)
-        os.close(self._slave)
 
 
 def _text(pattern: str | bytes) -> str:

@@ -15,6 +15,7 @@ from emu.images.initramfs import load_initramfs
 from emu.images.root import load_root
 from emu.machine import Machine
 from emu.memory import MIB
+from emu.switching import fine_switching
 
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_GUEST = "alpine"
@@ -62,20 +63,21 @@ def boot(
         raise EmuError("an initramfs and a root file system were both given; one is enough")
     phase = phases or _no_phases
     cache = Cache()
-    with phase("find the guest"):
-        kernel_path, root_path = _files(cache, kernel, initrd, root)
-    with phase("load the kernel"):
-        image = load_kernel(kernel_path, cache)
-    with phase("load the root"):
-        archive = load_initramfs(initrd, cache) if initrd is not None else load_root(root_path, cache)
-    with phase("make the machine"):
-        machine = Machine(memory)
-    try:
-        with phase("fill its memory"):
-            machine.start(load_linux(machine.memory, image, archive, command_line(append, cmdline, as_shipped)))
-    except BaseException:
-        machine.close()
-        raise
+    with fine_switching():
+        with phase("find the guest"):
+            kernel_path, root_path = _files(cache, kernel, initrd, root)
+        with phase("load the kernel"):
+            image = load_kernel(kernel_path, cache)
+        with phase("load the root"):
+            archive = load_initramfs(initrd, cache) if initrd is not None else load_root(root_path, cache)
+        with phase("make the machine"):
+            machine = Machine(memory)
+        try:
+            with phase("fill its memory"):
+                machine.start(load_linux(machine.memory, image, archive, command_line(append, cmdline, as_shipped)))
+        except BaseException:
+            machine.close()
+            raise
     return machine
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import enum
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from emu.board import Board
 from emu.loader import BootState
@@ -20,11 +17,11 @@ from emu.guest import Result, SerialShell
 from emu.memory import GuestMemory
 from emu.poller import Poller
 from emu.stats import ExitStats
+from emu.switching import fine_switching
 
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
 SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs
 FOREVER_NS = 1 << 52                   # 52 days
-SWITCH_INTERVAL_S = 1e-5                # each exit needs the interpreter's lock; other threads hold it no longer
 
 
 class StopReason(enum.Enum):
@@ -38,33 +35,6 @@ class StopReason(enum.Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-class _FineSwitching:
-    """Shortens the interpreter's switch interval while any machine of the process runs."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running = 0
-        self._usual = 0.0
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if not self._running:
-                self._usual = sys.getswitchinterval()
-                sys.setswitchinterval(SWITCH_INTERVAL_S)
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                if not self._running:
-                    sys.setswitchinterval(self._usual)
-
-
-_fine_switching = _FineSwitching()
 
 
 class Machine:
@@ -170,7 +140,7 @@ class Machine:
             GuestStopped: the guest has stopped and the condition does not hold.
         """
         end_ns = time.monotonic_ns() + (FOREVER_NS if timeout is None else int(timeout * 1e9))
-        with _fine_switching():
+        with fine_switching():
             while not until():
                 if self.stop_reason is not None:
                     raise GuestStopped(self.stop_detail)

@@ -1,9 +1,10 @@
-"""This process's terminal: raw mode that is always undone, and keys on their way to a guest."""
+"""Terminals of the host: ours in a raw mode that is always undone, keys on their way to a guest, and PTYs."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import select
 import sys
 import termios
 import tty
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Interaction", "raw_terminal", "restore_terminal"]
+__all__ = ["HostPty", "Interaction", "raw_terminal", "restore_terminal"]
 
 EOT = b"\x04"                   # Ctrl-D, what a shell takes for the end of its input
 KILL_LINE = b"\x15"             # Ctrl-U
 END_REPEAT_S = 1.0              # between signs of the end of piped input, while the guest is silent
+PTY_PENDING_BYTES = 256 * 1024  # kept for a PTY whose reader is slow or absent
 PIPE_CHUNK_BYTES = 1024         # typed at a time from a pipe: a guest's line discipline holds 4 KiB
 
 _saved: list[tuple[int, list[Any]]] = []
@@ -116,3 +118,45 @@ class Interaction:
             self._line_ended = data.endswith(b"\n")
             self._send(data)
         return not self.input_ended
+
+
+class HostPty:
+    """One host PTY: shows what it is given, passes on what is typed; never blocks."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._master, self._slave = os.openpty()    # our own slave end: no EIO while no program has it open
+        tty.setraw(self._slave)
+        os.set_blocking(self._master, False)
+        self.path = os.ttyname(self._slave)
+        self._pending = bytearray()
+        # Readable when the PTY can be read, or written while something is pending: one descriptor to watch.
+        self._poll = select.epoll()
+        self._poll.register(self._master, select.EPOLLIN)
+        self.poll_fd = self._poll.fileno()
+
+    def show(self, data: bytes) -> None:
+        self._pending += data
+        if len(self._pending) > PTY_PENDING_BYTES:
+            del self._pending[:-PTY_PENDING_BYTES]
+        self._flush()
+
+    def ready(self) -> None:
+        try:
+            self._send(os.read(self._master, 4096))
+        except BlockingIOError:
+            pass
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._pending:
+                del self._pending[: os.write(self._master, self._pending)]
+        except BlockingIOError:
+            pass
+        self._poll.modify(self._master, select.EPOLLIN | (select.EPOLLOUT if self._pending else 0))
+
+    def close(self) -> None:
+        self._poll.close()
+        os.close(self._master)
+        os.close(self._slave)

@@ -232,7 +232,7 @@ class Cpu:
         self._check(self._api.uc_hook_add(self._uc, ffi.new("size_t *"), kind, code, self.context, 1, 0, *extra), thunk)
 
     def _present_features(self) -> None:
-        words = ffi.cast("uint32_t *", self._env + self._library.layout.cpuid_features)
+        words = ffi.cast("uint64_t *", self._env + self._library.layout.cpuid_features)
         adjusted = cpuid.adjust({name: int(words[i]) for i, name in enumerate(FEATURE_WORDS)})
         for i, name in enumerate(FEATURE_WORDS):
             words[i] = adjusted[name]
@@ -447,12 +447,11 @@ class Cpu:
             general[RAX] = value & 0xFFFF_FFFF
             general[RDX] = value >> 32
 
-    def _on_error(self, _kind: Any, error: BaseException, _trace: Any) -> int:
-        """An exception left a callback: no frame below can take it, so keep it for `run`."""
+    def _on_error(self, _kind: Any, error: BaseException, _trace: Any) -> None:
+        """An exception left a callback, which returns 0: no frame below can take it, so keep it for `run`."""
         if self._failure is None:
             self._failure = error
         self.stop()
-        return 0
 
     def close(self) -> None:
         """Free the engine; the CPU cannot be used again."""

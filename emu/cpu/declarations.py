@@ -65,6 +65,7 @@ CONTEXT = """
         uint32_t hypervisor_leaves[3][4];       // 0x90: EAX, EBX, ECX, EDX a row
         uint64_t code_pages;                    // 0xc0: a byte a page of RAM, 1 where code was translated from it
         uint64_t low_bytes;                     // 0xc8: RAM at guest-physical 0, the first of ram_bytes
+        uint64_t exit_label;                    // 0xd0: of the block being translated: where its exit check jumps to
     };
 """
 """The block of memory that a CPU's machine code shares with Python; `thunks.lst` names its fields by these offsets."""

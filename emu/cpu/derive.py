@@ -44,6 +44,8 @@ REPLACED = {
     "UNPROTECT_CODE": "tlb_unprotect_code_x86_64",
     "RESET_DIRTY_BY_ADDRESS": "tlb_reset_dirty_by_vaddr_x86_64",
     "LOAD_PHYSICAL_64": "x86_ldq_phys_x86_64",
+    "GENERATE_CALL": "tcg_gen_callN_x86_64",
+    "GENERATE_EXIT": "tcg_gen_exit_tb_x86_64",
     "ABORT": "cpu_abort_x86_64",
 }
 """Called through the procedure linkage table, by the thunk that replaces them."""
@@ -173,6 +175,8 @@ def derive(path: str) -> Layout:
         intercept=intercept,
         cpuid_version=vendor + 12,
         cpuid_features=vendor + 16,
+        tcg_uc=functions.displacements("check_exit_request")[0][1],
+        tcg_cpu_env=next(disp for _, disp in functions.displacements("tcg_gen_lookup_and_goto_ptr", 102) if disp > CPU_STATE_BYTES),
         **_link_addresses(path),
     )
 

@@ -48,7 +48,9 @@ class Layout:
     tsc_offset: int
     intercept: int
     cpuid_version: int
-    cpuid_features: int         # u32 words in the order of FEATURE_WORDS
+    cpuid_features: int         # u64 each, in the order of FEATURE_WORDS
+    tcg_uc: int                 # from tcg, QEMU's TCGContext: pointer to uc
+    tcg_cpu_env: int            # from tcg: what stands for env in generated code
     uc_emu_stop: int            # from the library's start: tells where it was loaded
     slots: tuple[tuple[str, int], ...]  # from the library's start: where a function's address stands, and our thunk for it
 
@@ -125,14 +127,18 @@ KNOWN_BUILDS: dict[str, Layout] = {
         intercept=0x1590,
         cpuid_version=0x15fc,
         cpuid_features=0x1600,
+        tcg_uc=0x9970,
+        tcg_cpu_env=0x98f0,
         uc_emu_stop=0x3c39c0,
         slots=(
+            ("GENERATE_CALL", 0x14c0798),
             ("ABORT", 0x14c0f70),
             ("PROTECT_CODE", 0x14c22d8),
             ("UNPROTECT_CODE", 0x14c2a90),
             ("PAGE_WRITTEN", 0x14c4020),
             ("LOAD_PHYSICAL_64", 0x14c4350),
             ("RESET_DIRTY_BY_ADDRESS", 0x14c67f8),
+            ("GENERATE_EXIT", 0x14c7be8),
             ("SYSENTER", 0x142ede8),
             ("STORE_8", 0x14336c0),
             ("STORE_16", 0x14336c8),

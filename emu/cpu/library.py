@@ -36,11 +36,20 @@ FUNCTIONS = (
     "helper_le_stw_mmu",
     "helper_le_stl_mmu",
     "helper_le_stq_mmu",
+    "helper_check_exit_request",
+    "tcg_temp_new_internal",
+    "tcg_gen_op3",
+    "gen_new_label",
+    "tcg_gen_brcondi_i32",
+    "tcg_temp_free_internal",
+    "tcg_gen_callN",
+    "tcg_gen_op1",
+    "tcg_gen_exit_tb",
 )
 OFFSETS = (
     *("exception_is_int", "error_code", "eip", "eflags", "cs", "cs_base", "cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
     *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
-    *("opaque", "env", "env_opaque", "exception_index", "tlb_mask", "tlb_table"),
+    *("opaque", "env", "env_opaque", "exception_index", "tlb_mask", "tlb_table", "tcg_uc", "tcg_cpu_env"),
 )
 
 

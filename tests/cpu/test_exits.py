@@ -143,6 +143,7 @@ class Failure(Exception):
     """Raised by a platform function."""
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("code", [b"\xec", b"\xee", b"\x0f\x32", b"\x0f\x30"])
 def test_an_error_of_the_platform_comes_out_of_run(code: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: int) -> int:
@@ -316,8 +317,7 @@ def test_an_interrupt_asked_for_inside_an_exit_comes_when_the_block_ends() -> No
 def test_interrupts_come_one_after_the_other() -> None:
     with MicroGuest(resume={VECTOR, VECTOR + 1}) as guest:
         request(guest, VECTOR, VECTOR + 1)
-        guest.run(b"\xfb\x90\x90\xf4")                                       # sti; nop; nop; hlt
-        guest.go()
+        assert guest.run(b"\xfb\x90\x90\xf4") is Exit.HALT                   # sti; nop; nop; hlt
         assert [event.vector for event in guest.events] == [VECTOR, VECTOR + 1]
         assert guest.registers.rip == CODE + 4
 

@@ -1,0 +1,103 @@
+"""The buses: who is claimed by whom, and what an access that nobody claims reads."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emu.bus import MsrBus, PortBus
+from hypercalls import GuestFault
+
+
+class Recorder:
+    """A device that remembers writes and reads its offset plus 0x10."""
+
+    def __init__(self, *ports: tuple[int, int]) -> None:
+        self.ports = ports
+        self.writes: list[tuple[int, int]] = []
+
+    def read(self, offset: int) -> int:
+        return offset + 0x10
+
+    def write(self, offset: int, value: int) -> None:
+        self.writes.append((offset, value))
+
+
+def test_a_device_sees_offsets_from_its_first_port() -> None:
+    bus, device = PortBus(), Recorder((0x40, 4), (0x61, 1))
+    bus.add("timer", device)
+    bus.write(0x43, 1, 0x36)
+    bus.write(0x61, 1, 3)
+    assert device.writes == [(3, 0x36), (0x21, 3)]
+    assert bus.read(0x42, 1) == 0x12
+
+
+def test_overlapping_ports_are_refused_by_name_and_nothing_is_claimed() -> None:
+    bus = PortBus()
+    bus.add("first", Recorder((0x60, 8)))
+    with pytest.raises(ValueError, match="second: port 0x67 belongs to first"):
+        bus.add("second", Recorder((0x50, 4), (0x67, 1)))
+    assert bus.read(0x50, 1) == 0xFF
+    assert "second" not in bus.traffic
+
+
+@pytest.mark.parametrize(("size", "ones"), [(1, 0xFF), (2, 0xFFFF), (4, 0xFFFF_FFFF)])
+def test_an_unclaimed_port_reads_all_ones(size: int, ones: int) -> None:
+    bus = PortBus()
+    assert bus.read(0x1234, size) == ones
+    bus.write(0x1234, size, 0)
+
+
+EVERY_PORT = Recorder((0, 0x1_0000))
+FULL_BUS = PortBus()
+FULL_BUS.add("all", EVERY_PORT)
+
+
+@given(st.integers(0, 0xFFFF), st.sampled_from((1, 2, 4)), st.integers(0, 0xFFFF_FFFF))
+def test_a_wide_write_is_its_bytes_low_byte_first(port: int, size: int, value: int) -> None:
+    EVERY_PORT.writes.clear()
+    FULL_BUS.write(port, size, value)
+    assert EVERY_PORT.writes == [(port + i & 0xFFFF, value >> 8 * i & 0xFF) for i in range(size)]
+
+
+def test_a_wide_read_is_its_bytes_low_byte_first_and_ones_where_nobody_is() -> None:
+    bus = PortBus()
+    bus.add("two", Recorder((0x71, 2)))
+    assert bus.read(0x70, 4) == 0xFF11_10FF
+    assert bus.read(0xFFFF, 2) == 0xFFFF
+
+
+def test_traffic_is_counted_by_device_and_byte() -> None:
+    bus = PortBus()
+    bus.add("device", Recorder((0x10, 2)))
+    bus.read(0x10, 2)
+    bus.read(0x10, 1)
+    bus.write(0x11, 1, 0)
+    bus.read(0x50, 1)
+    assert (bus.traffic["device"].reads, bus.traffic["device"].writes) == (3, 1)
+
+
+def test_an_msr_goes_to_who_claimed_it() -> None:
+    bus, values = MsrBus(), []
+    bus.add("both", 0x4B56_4D20, read=lambda: 5, write=values.append)
+    assert bus.read(0x4B56_4D20) == 5
+    bus.write(0x4B56_4D20, 1 << 63)
+    assert values == [1 << 63]
+
+
+def test_an_msr_that_nobody_takes_is_a_fault() -> None:
+    bus = MsrBus()
+    bus.add("to read", 1, read=lambda: 5)
+    bus.add("to write", 2, write=lambda value: None)
+    for access in (lambda: bus.read(3), lambda: bus.write(3, 0), lambda: bus.write(1, 0), lambda: bus.read(2)):
+        with pytest.raises(GuestFault) as caught:
+            access()
+        assert (caught.value.vector, caught.value.error_code) == (13, 0)
+
+
+def test_an_msr_has_one_owner() -> None:
+    bus = MsrBus()
+    bus.add("first", 0x10, read=lambda: 0)
+    with pytest.raises(ValueError, match="second: MSR 0x10 belongs to first"):
+        bus.add("second", 0x10, write=lambda value: None)

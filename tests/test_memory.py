@@ -1,0 +1,83 @@
+"""Guest RAM: its hole, its bounds, and what is told of a write."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emu.errors import EmuError
+from emu.memory import GIB, HIGH_START, HOLE_START, KIB, LARGEST, MIB, SMALLEST, GuestMemory, OutsideMemory
+
+SMALL = GuestMemory(64 * MIB)
+LARGE = GuestMemory(5 * GIB)
+
+
+@pytest.mark.parametrize("size", [SMALLEST, 100 * MIB, HOLE_START, HOLE_START + 4 * KIB, LARGEST])
+def test_sizes_it_takes(size: int) -> None:
+    memory = GuestMemory(size)
+    assert memory.low_size + memory.high_size == memory.size == size
+    assert memory.low_size == min(size, HOLE_START)
+
+
+@pytest.mark.parametrize("size", [0, -1, SMALLEST - 4096, LARGEST + 4096, SMALLEST + 1])
+def test_sizes_it_refuses_in_one_line(size: int) -> None:
+    with pytest.raises(EmuError, match="this machine takes 64 MiB to 8 GiB") as caught:
+        GuestMemory(size)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [0, 64 * MIB - 4])
+def test_what_is_written_is_read(address: int) -> None:
+    SMALL.write(address, b"abcd")
+    assert SMALL.read(address, 4) == b"abcd"
+    assert bytes(SMALL.view(address, 4)) == b"abcd"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_any_bytes_can_be_written(kind: type) -> None:
+    SMALL.write(0x1000, kind(b"xyz"))
+    assert SMALL.read(0x1000, 3) == b"xyz"
+
+
+BAD_SMALL = [(64 * MIB - 3, 4), (64 * MIB, 1), (-1, 1), (-4, 8), (HOLE_START, 1), (HIGH_START, 1), (1 << 64, 1), (1 << 52, 4)]
+BAD_LARGE = [(HOLE_START - 3, 4), (HOLE_START, 1), (HIGH_START - 1, 2), (HIGH_START + 2 * GIB - 3, 4), (HIGH_START + 2 * GIB, 1)]
+
+
+@pytest.mark.parametrize(("memory", "address", "size"), [(SMALL, *bad) for bad in BAD_SMALL] + [(LARGE, *bad) for bad in BAD_LARGE])
+def test_what_is_not_all_ram_is_refused(memory: GuestMemory, address: int, size: int) -> None:
+    for access in (lambda: memory.read(address, size), lambda: memory.write(address, bytes(size)), lambda: memory.view(address, size)):
+        with pytest.raises(OutsideMemory, match="are not RAM"):
+            access()
+
+
+def test_a_refused_write_writes_nothing() -> None:
+    SMALL.write(64 * MIB - 2, b"ab")
+    with pytest.raises(OutsideMemory):
+        SMALL.write(64 * MIB - 2, b"xyz")
+    assert SMALL.read(64 * MIB - 2, 2) == b"ab"
+
+
+def test_memory_goes_on_behind_the_hole() -> None:
+    LARGE.write(HOLE_START - 2, b"lo")
+    LARGE.write(HIGH_START, b"hi")
+    assert LARGE.read(HOLE_START - 2, 2) == b"lo"
+    assert LARGE.read(HIGH_START, 2) == b"hi"
+    assert [(start, len(block)) for start, block in LARGE.blocks()] == [(0, HOLE_START), (HIGH_START, 2 * GIB)]
+    assert bytes(LARGE.blocks()[1][1][:2]) == b"hi"
+
+
+def test_small_memory_is_one_block() -> None:
+    assert [(start, len(block)) for start, block in SMALL.blocks()] == [(0, 64 * MIB)]
+
+
+@given(st.integers(0, 5 * GIB - 16), st.integers(1, 16))
+def test_a_write_tells_the_ram_addresses_it_changed(ram_address: int, size: int) -> None:
+    """They count through both blocks: libunicorn knows memory by them."""
+    dropped: list[tuple[int, int]] = []
+    LARGE.drop_code = lambda start, end: dropped.append((start, end))
+    inside = ram_address < HOLE_START
+    if inside and ram_address + size > HOLE_START:
+        size = HOLE_START - ram_address
+    LARGE.write(ram_address if inside else ram_address - HOLE_START + HIGH_START, bytes(size))
+    assert dropped == [(ram_address, ram_address + size)]
