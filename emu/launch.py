@@ -6,13 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from emu.loader.kernel import load_kernel
-from emu.loader.linux import command_line, load_linux
 from emu.cache import Cache
 from emu.errors import EmuError
 from emu.fetch import KERNELS, fetch_guest
 from emu.images.initramfs import load_initramfs
 from emu.images.root import load_root
+from emu.loader.kernel import load_kernel
+from emu.loader.linux import command_line, load_linux
 from emu.machine import Machine
 from emu.memory import MIB
 from emu.switching import fine_switching

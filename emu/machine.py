@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from emu.board import Board
-from emu.loader import BootState
 from emu.clock import GuestClock
 from emu.console import Console
 from emu.cpu.cpu import Exit
 from emu.errors import GuestStopped
 from emu.guest import Result, SerialShell
+from emu.loader import BootState
 from emu.memory import GuestMemory
 from emu.poller import Poller
 from emu.stats import ExitStats
@@ -234,6 +234,7 @@ class Machine:
         if self._wakeup >= 0:
             self.console.close()
             self.board.close()
+            self.memory.close()
             os.close(self._wakeup)
             self._wakeup = -1
 

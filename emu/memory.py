@@ -87,3 +87,8 @@ class GuestMemory:
         if self.high_size:
             blocks.append((HIGH_START, self._view[self.low_size :]))
         return blocks
+
+    def close(self) -> None:
+        """Give the memory back to the host; to be called once no CPU has it mapped and nobody holds a view of it."""
+        self._view.release()
+        self.ram.close()

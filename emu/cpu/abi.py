@@ -16,6 +16,7 @@ from emu.cpu._abi import ffi
 from emu.errors import UnsupportedHost
 
 UNICORN_VERSION = "2.1.4"
+REMEDY = f"pip install --force-reinstall unicorn=={UNICORN_VERSION}"
 
 libc: Any = ffi.dlopen(None)
 
@@ -27,19 +28,17 @@ def library_path() -> str:
         UnsupportedHost: unicorn is missing, is not version 2.1.4, or this is not Linux on x86-64.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise UnsupportedHost(f"this machine is {platform.machine()} {sys.platform}; the CPU layer knows x86-64 Linux only")
+        raise UnsupportedHost(f"this host is {platform.machine()} {sys.platform}; only x86-64 Linux is known")
     spec = importlib.util.find_spec("unicorn")
     if spec is None or spec.origin is None:
-        raise UnsupportedHost(f"unicorn is not installed; pip install unicorn=={UNICORN_VERSION}")
+        raise UnsupportedHost(f"unicorn is not installed: {REMEDY}")
     package = os.path.dirname(spec.origin)
     if not os.path.isdir(os.path.join(os.path.dirname(package), f"unicorn-{UNICORN_VERSION}.dist-info")):
-        from importlib import metadata              # 25 ms, and only for a message
+        from importlib import metadata  # 25 ms, and only for a message
 
         version = metadata.version("unicorn")
         if version != UNICORN_VERSION:
-            raise UnsupportedHost(
-                f"unicorn {version} is installed; only {UNICORN_VERSION} is known here: pip install unicorn=={UNICORN_VERSION}"
-            )
+            raise UnsupportedHost(f"unicorn {version} is installed, and is not known: {REMEDY}")
     return os.path.join(package, "lib", "libunicorn.so.2")
 
 
@@ -71,7 +70,7 @@ class Symbols:
             found = libc.dlsym(self._handle, candidate.encode())
             if found != ffi.NULL:
                 return address(found)
-        raise UnsupportedHost(f"this libunicorn does not export {name}; pip install --force-reinstall unicorn=={UNICORN_VERSION}")
+        raise UnsupportedHost(f"this libunicorn does not export {name}: {REMEDY}")
 
 
 def address(pointer: Any) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from emu.loader import BootState
 from emu.cpu import cpuid
 from emu.cpu.abi import address, ffi
 from emu.cpu.constants import (
@@ -60,6 +59,7 @@ from emu.cpu.layout import FEATURE_WORDS
 from emu.cpu.library import load
 from emu.cpu.registers import RAX, RCX, RDX, Registers
 from emu.errors import EmuError
+from emu.loader import BootState
 from hypercalls import GuestFault
 
 VMCB_SIZE = 0x4000                      # the control block's page, the MSR permission map, one page to spare
@@ -261,7 +261,8 @@ class Cpu:
         """
         buffer = ffi.from_buffer(host)
         self._keep.append(buffer)
-        self._check(self._api.uc_mem_map_ptr(self._uc, guest, len(buffer), PERMISSION_ALL, buffer), f"RAM at {guest:#x}")
+        error = self._api.uc_mem_map_ptr(self._uc, guest, len(buffer), PERMISSION_ALL, buffer)
+        self._check(error, f"RAM at {guest:#x}")
         context, ram_address = self.context, self.ram_bytes
         if not context.ram_bytes:
             context.ram_base = address(buffer)
@@ -272,7 +273,9 @@ class Cpu:
         self.ram_bytes += len(buffer)
         return ram_address
 
-    def map_mmio(self, guest: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]) -> None:
+    def map_mmio(
+        self, guest: int, size: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+    ) -> None:
         """Give a guest-physical range to a device.
 
         Args:
@@ -290,7 +293,8 @@ class Cpu:
         reader = ffi.callback("uint64_t(void *, uint64_t, unsigned, void *)", on_read, onerror=self._on_error)
         writer = ffi.callback("void(void *, uint64_t, unsigned, uint64_t, void *)", on_write, onerror=self._on_error)
         self._keep += [reader, writer]
-        self._check(self._api.uc_mmio_map(self._uc, guest, size, reader, ffi.NULL, writer, ffi.NULL), f"MMIO at {guest:#x}")
+        error = self._api.uc_mmio_map(self._uc, guest, size, reader, ffi.NULL, writer, ffi.NULL)
+        self._check(error, f"MMIO at {guest:#x}")
 
     def drop_code(self, start: int, end: int) -> None:
         """Forget what was translated from the ram addresses start..end: their bytes have changed behind the CPU."""
@@ -304,7 +308,8 @@ class Cpu:
         pages = ffi.buffer(block + start, VMCB_SIZE)
         self._keep.append(block)
         host = ffi.cast("void *", address(block) + start)
-        self._check(self._api.uc_mem_map_ptr(self._uc, self._vmcb_address, VMCB_SIZE, PERMISSION_READ_WRITE, host), "VMCB")
+        error = self._api.uc_mem_map_ptr(self._uc, self._vmcb_address, VMCB_SIZE, PERMISSION_READ_WRITE, host)
+        self._check(error, "VMCB")
         pages[VMCB_MSRPM_BASE : VMCB_MSRPM_BASE + 8] = (self._vmcb_address + 0x1000).to_bytes(8, "little")
         self._msr_permissions = ffi.cast("uint8_t *", address(block) + start + 0x1000)
         for number in (MSR_TSC, MSR_APIC_BASE):
@@ -314,7 +319,8 @@ class Cpu:
         self.context.code_pages = address(ffi.from_buffer(code_pages))
         ffi.cast("uint64_t *", self._cpu + layout.opaque)[0] = address(self.context)
         ffi.cast("uint64_t *", self._env + layout.vm_vmcb)[0] = self._vmcb_address
-        ffi.cast("uint64_t *", self._env + layout.intercept)[0] = sum(1 << code - INTERCEPT_BASE for code in _INTERCEPTS)
+        intercepts = sum(1 << code - INTERCEPT_BASE for code in _INTERCEPTS)
+        ffi.cast("uint64_t *", self._env + layout.intercept)[0] = intercepts
         self._hflags[0] |= HF_GUEST
 
     def trap_msr(self, number: int) -> None:
@@ -360,7 +366,8 @@ class Cpu:
 
     def write_msr(self, number: int, value: int) -> None:
         """Set an MSR that libunicorn keeps itself."""
-        self._check(self._api.uc_reg_write(self._uc, REGISTER_MSR, ffi.new("struct msr *", (number, value))), f"MSR {number:#x}")
+        error = self._api.uc_reg_write(self._uc, REGISTER_MSR, ffi.new("struct msr *", (number, value)))
+        self._check(error, f"MSR {number:#x}")
 
     def read_msr(self, number: int) -> int:
         """Value of an MSR that libunicorn keeps itself."""
@@ -389,7 +396,8 @@ class Cpu:
             Why it came back. RIP, flags and CR2 are exact.
 
         Raises:
-            Whatever a platform function raised other than GuestFault; the guest has then stopped at an instruction's end.
+            Whatever a platform function raised other than GuestFault; the guest has then stopped behind an
+                instruction.
         """
         self._kicker.arm(until_ns)
         error = self._api.uc_emu_start(self._uc, self._rip[0], 0, 0, 0)

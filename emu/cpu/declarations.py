@@ -15,7 +15,8 @@ LIBUNICORN = """
     int uc_reg_read(void *uc, int register_id, void *value);
     int uc_reg_write(void *uc, int register_id, const void *value);
     int uc_mem_map_ptr(void *uc, uint64_t address, size_t size, uint32_t permissions, void *host);
-    int uc_mmio_map(void *uc, uint64_t address, size_t size, void *read, void *read_data, void *write, void *write_data);
+    int uc_mmio_map(void *uc, uint64_t address, size_t size, void *read, void *read_data,
+                    void *write, void *write_data);
     int uc_hook_add(void *uc, size_t *hook, int kind, void *callback, void *data, uint64_t begin, uint64_t end, ...);
     int uc_emu_start(void *uc, uint64_t begin, uint64_t until, uint64_t timeout, size_t count);
     int uc_emu_stop(void *uc);

@@ -140,7 +140,8 @@ def derive(path: str) -> Layout:
     witness = Witness(library, uc_cpu, env)
     eip = witness.register(REGISTER_RIP)
     vendor = witness.state().index(b"AuthenticAMD")
-    intercept = next(disp for mnemonic, disp in svm if mnemonic in ("mov", "and", "bt") and disp > CPU_STATE_BYTES // 4 and _wide(svm, disp))
+    intercept = next(disp for mnemonic, disp in svm if mnemonic in ("mov", "and", "bt") and _wide(svm, disp))
+    jump = functions.displacements("tcg_gen_lookup_and_goto_ptr", 102)
     cr3 = witness.register(REGISTER_CR3)
     star = witness.msr(MSR_STAR)
     return Layout(
@@ -176,7 +177,7 @@ def derive(path: str) -> Layout:
         cpuid_version=vendor + 12,
         cpuid_features=vendor + 16,
         tcg_uc=functions.displacements("check_exit_request")[0][1],
-        tcg_cpu_env=next(disp for _, disp in functions.displacements("tcg_gen_lookup_and_goto_ptr", 102) if disp > CPU_STATE_BYTES),
+        tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
         **_link_addresses(path),
     )
 

@@ -10,7 +10,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from emu.cpu.abi import UNICORN_VERSION
+from emu.cpu.abi import REMEDY
 from emu.errors import UnsupportedHost
 
 
@@ -52,7 +52,7 @@ class Layout:
     tcg_uc: int                 # from tcg, QEMU's TCGContext: pointer to uc
     tcg_cpu_env: int            # from tcg: what stands for env in generated code
     uc_emu_stop: int            # from the library's start: tells where it was loaded
-    slots: tuple[tuple[str, int], ...]  # from the library's start: where a function's address stands, and our thunk for it
+    slots: tuple[tuple[str, int], ...]  # our thunk, and where the address it replaces stands, from the library's start
 
     @property
     def exception_index(self) -> int:
@@ -169,7 +169,7 @@ def build_id(path: str) -> str:
             segments = [_segment(table_bytes, i * size) for i in range(count)]
             end = max((offset + length for _, offset, length in segments), default=0)
             if end > os.fstat(file.fileno()).st_size:           # the loader would map it, and the process die of SIGBUS
-                raise UnsupportedHost(f"{path} is cut short; pip install --force-reinstall unicorn=={UNICORN_VERSION}")
+                raise UnsupportedHost(f"{path} is cut short: {REMEDY}")
             for kind, offset, length in segments:
                 if kind == PT_NOTE:
                     file.seek(offset)
@@ -177,7 +177,7 @@ def build_id(path: str) -> str:
                         return found
     except (OSError, struct.error) as error:
         raise UnsupportedHost(f"cannot read {path}: {error}") from None
-    raise UnsupportedHost(f"{path} has no build ID; pip install --force-reinstall unicorn=={UNICORN_VERSION}")
+    raise UnsupportedHost(f"{path} has no build ID: {REMEDY}")
 
 
 PT_NOTE = 4
@@ -212,7 +212,7 @@ def layout_of(path: str) -> Layout:
     layout = KNOWN_BUILDS.get(identity)
     if layout is None:
         raise UnsupportedHost(
-            f"libunicorn build {identity[:16]} is not known; pip install --force-reinstall unicorn=={UNICORN_VERSION}, "
+            f"libunicorn build {identity[:16]} is not known: {REMEDY}, "
             "or add it with python -m emu.cpu.derive"
         )
     return layout

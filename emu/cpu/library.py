@@ -1,4 +1,4 @@
-"""libunicorn made ready for whole machines, once a process: known build, machine code loaded, some functions replaced."""
+"""libunicorn made ready for whole machines, once a process: machine code loaded, some of its functions replaced."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ FUNCTIONS = (
     "tcg_gen_exit_tb",
 )
 OFFSETS = (
-    *("exception_is_int", "error_code", "eip", "eflags", "cs", "cs_base", "cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
+    *("exception_is_int", "error_code", "eip", "eflags", "cs", "cs_base"),
+    *("cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
     *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
     *("opaque", "env", "env_opaque", "exception_index", "tlb_mask", "tlb_table", "tcg_uc", "tcg_cpu_env"),
 )

@@ -1,4 +1,4 @@
-"""A CPU's registers by name, through pointers into its state (50 ns each, against 2 µs through the official binding)."""
+"""A CPU's registers by name, through pointers into its state (50 ns each; the official binding takes 2 µs)."""
 
 from __future__ import annotations
 

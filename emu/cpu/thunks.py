@@ -1,4 +1,4 @@
-"""Loads the machine code of `thunks.lst`: parsed, its placeholders filled in, placed in executable memory once a process."""
+"""Loads the machine code of `thunks.lst` into executable memory, its placeholders filled in, once a process."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from emu.loader.decompress import decompress, identify
-from emu.loader.kernel import map_file
 from emu.cache import Cache, content_key
 from emu.errors import BadImage
 from emu.images.cpio import Entry, write_archive
+from emu.loader.decompress import decompress, identify
+from emu.loader.kernel import map_file
 
 if TYPE_CHECKING:
     import tarfile

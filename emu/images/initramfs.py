@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emu.loader.decompress import decompress, identify
-from emu.loader.kernel import map_file
 from emu.cache import Cache, content_key
 from emu.errors import BadImage
 from emu.images.cpio import archive_end, is_cpio
+from emu.loader.decompress import decompress, identify
+from emu.loader.kernel import map_file
 
 __all__ = ["load_initramfs"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
+from emu.errors import BadImage
 from emu.loader.decompress import decompress
 from emu.loader.kernel import map_file
-from emu.errors import BadImage
 
 __all__ = ["PackagedFile", "alpine_file", "check_alpine_package", "debian_file"]
 

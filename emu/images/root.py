@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from emu.loader.decompress import identify, peek
-from emu.loader.kernel import map_file
 from emu.cache import Cache
 from emu.images.cpio import is_cpio
+from emu.loader.decompress import identify, peek
+from emu.loader.kernel import map_file
 
 __all__ = ["load_root"]
 

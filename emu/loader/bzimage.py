@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from emu.errors import BadImage
 from emu.loader.decompress import decompress, identify
 from emu.loader.elf import ELF_MAGIC
-from emu.errors import BadImage
 
 __all__ = ["HEADER_START", "BzImage", "is_bzimage", "parse_bzimage", "synthetic_header", "unpack_payload"]
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from emu.cache import Cache, content_key
+from emu.errors import BadImage
 from emu.loader.bzimage import (
     CMDLINE_SIZE,
     HEADER_START,
@@ -26,8 +28,6 @@ from emu.loader.bzimage import (
     unpack_payload,
 )
 from emu.loader.elf import ELF_MAGIC, Segment, parse_elf
-from emu.cache import Cache, content_key
-from emu.errors import BadImage
 
 __all__ = ["Kernel", "load_kernel", "map_file"]
 

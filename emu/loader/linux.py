@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from typing import Protocol
 
+from emu.errors import BadImage
 from emu.loader import BootState
 from emu.loader.bzimage import HEADER_START
 from emu.loader.kernel import Kernel
-from emu.errors import BadImage
 
 __all__ = ["BOARD_SETTINGS", "THROW_AWAY_SETTINGS", "Memory", "command_line", "load_linux"]
 

@@ -7,10 +7,10 @@ that did it: `python -m tests.cpu.hostile < attack.json` does it again.
 from __future__ import annotations
 
 import json
-import struct
 import sys
 from dataclasses import asdict, dataclass, field
 
+from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, MSR_EFER
 from emu.errors import GuestStopped
 from emu.machine import Machine
 from emu.memory import MIB
@@ -55,19 +55,12 @@ def run(attack: Attack) -> str:
     """Run it on a machine of its own, and say how that ended."""
     with Machine(64 * MIB) as machine:
         vectors = frozenset(range(256)) if attack.resume else frozenset()
-        machine.memory.write(0, micro.image(vectors))
-        at, cs, stack, ss = micro.CODE, micro.KERNEL_CS, micro.KERNEL_TOP, micro.KERNEL_DS
-        if attack.ring:
-            at, cs, stack, ss = micro.USER_CODE, micro.USER_CS, micro.USER_TOP, micro.USER_DS
-        machine.memory.write(micro.FRAME, struct.pack("<5Q", at, cs, attack.rflags, stack, ss))
-        machine.memory.write(at, bytes.fromhex(attack.code))
+        state = micro.install(machine.memory, bytes.fromhex(attack.code), attack.ring, attack.rflags, vectors)
         machine.memory.write(micro.RESUMING, BOUNDED)
-        # where the start would halt: mov esp, FRAME; iretq
-        machine.memory.write(micro.ENTRY + 15, b"\xbc" + struct.pack("<I", micro.FRAME) + b"\x48\xcf")
         for address, data in attack.patches:
             machine.memory.write(address, bytes.fromhex(data))
-        machine.start(micro.START)
-        machine.board.cpu.write_msr(0xC000_0080, 0xD01)
+        machine.start(state)
+        machine.board.cpu.write_msr(MSR_EFER, EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE)
         try:
             machine.drive(lambda: False, RUN_SECONDS)
         except GuestStopped as stopped:

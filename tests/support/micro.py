@@ -135,6 +135,29 @@ START = BootState(rip=ENTRY, rsi=0, rsp=KERNEL_TOP, cr3=PML4, gdt_base=GDT, gdt_
 """How the CPU starts: it loads IDTR and TR, and halts."""
 
 
+def install(
+    memory: GuestMemory, code: bytes, ring: int = 0, rflags: int = FIXED, resume: frozenset[int] = frozenset()
+) -> BootState:
+    """Lay a whole program into memory, for a machine that is to run it from power-on.
+
+    Args:
+        memory: RAM.
+        code: instructions, at CODE or USER_CODE.
+        ring: 0 or 3.
+        rflags: flags at the first of them.
+        resume: vectors whose handler returns; the others halt.
+
+    Returns:
+        How the CPU starts.
+    """
+    at, cs, stack, ss = (USER_CODE, USER_CS, USER_TOP, USER_DS) if ring else (CODE, KERNEL_CS, KERNEL_TOP, KERNEL_DS)
+    memory.write(0, image(resume))
+    memory.write(FRAME, struct.pack("<5Q", at, cs, rflags, stack, ss))
+    memory.write(ENTRY + 15, b"\xbc" + struct.pack("<I", FRAME) + b"\x48\xcf")       # mov esp, FRAME; iretq
+    memory.write(at, code)
+    return START
+
+
 @dataclass
 class MicroGuest:
     """A CPU ready to run a few instructions in ring 0 or 3.
