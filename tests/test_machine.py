@@ -212,7 +212,7 @@ def test_the_guest_reads_what_is_sent_to_it(machine: Machine) -> None:
         b"\xec\xa8\x01\x74\xfb"         # in al, dx; test al, 1; jz to in
         b"\xb2\xf8\xec"                 # mov dl, 0xf8; in al, dx
         b"\xfe\xc0\xee"                 # inc al; out dx, al
-        b"\xeb\xee"                     # jmp to the first
+        b"\xeb\xef"                     # jmp to the first
     )
     start(machine, echo)
     assert not machine.drive(lambda: bool(got), 0.02)
@@ -245,7 +245,7 @@ def ticking(loop: bytes) -> bytes:
     return b"".join(out(port, value) for port, value in PICS) + timer + loop
 
 
-HANDLER = (
+HANDLER = (                             # as long as a stub
     b"\x48\xff\x04\x25" + micro.DATA.to_bytes(4, "little")      # inc qword [DATA]
     + b"\x50\xb0\x20\xe6\x20\x58"                               # push rax; mov al, 0x20; out 0x20, al (EOI); pop rax
     + b"\x48\xcf"                                               # iretq
@@ -255,9 +255,7 @@ HANDLER = (
 @pytest.mark.parametrize("loop", [b"\xfb" + SPIN, IDLE])
 def test_timer_interrupts_reach_a_guest_that_computes_and_one_that_sleeps(machine: Machine, loop: bytes) -> None:
     start(machine, ticking(loop))
-    machine.memory.write(micro.CODE + 0x4000, HANDLER)
-    at = micro.CODE + 0x4000
-    machine.memory.write(micro.IDT + 16 * 0x20, at.to_bytes(2, "little") + micro.gate(0)[2:6] + at.to_bytes(8, "little")[2:])
+    machine.memory.write(micro.STUBS + 16 * 0x20, HANDLER)
     started = time.monotonic()
     assert machine.drive(lambda: machine.memory.read(micro.DATA, 1)[0] >= TICKS, 5)
     took = time.monotonic() - started

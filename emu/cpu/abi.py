@@ -15,6 +15,8 @@ from typing import Any
 from emu.cpu._abi import ffi
 from emu.errors import UnsupportedHost
 
+__all__ = ["REMEDY", "UNICORN_VERSION", "Symbols", "address", "ffi", "libc", "library_path", "open_library"]
+
 UNICORN_VERSION = "2.1.4"
 REMEDY = f"pip install --force-reinstall unicorn=={UNICORN_VERSION}"
 

@@ -15,14 +15,12 @@ KVM_FEATURE_CLOCKSOURCE2 = 1 << 3       # MSRs 0x4b564d00 and 01
 KVM_FEATURE_CLOCKSOURCE_STABLE = 1 << 24
 KVM_SIGNATURE = b"KVMKVMKVM\0\0\0"
 
-HYPERVISOR_LEAVES: tuple[tuple[int, int, int, int], ...] = (
-    (KVM_FEATURES_LEAF, *(int.from_bytes(KVM_SIGNATURE[i : i + 4], "little") for i in (0, 4, 8))),
-    (
-        KVM_FEATURE_CLOCKSOURCE | KVM_FEATURE_NOP_IO_DELAY | KVM_FEATURE_CLOCKSOURCE2 | KVM_FEATURE_CLOCKSOURCE_STABLE,
-        *(0, 0, 0),
-    ),
-    (0, 0, 0, 0),
+_EBX, _ECX, _EDX = (int.from_bytes(KVM_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8))
+_FEATURES = (
+    KVM_FEATURE_CLOCKSOURCE | KVM_FEATURE_NOP_IO_DELAY | KVM_FEATURE_CLOCKSOURCE2 | KVM_FEATURE_CLOCKSOURCE_STABLE
 )
+
+HYPERVISOR_LEAVES = ((KVM_FEATURES_LEAF, _EBX, _ECX, _EDX), (_FEATURES, 0, 0, 0), (0, 0, 0, 0))
 """EAX, EBX, ECX, EDX of leaves 0x40000000, 0x40000001, and of all that follow (Linux, Documentation/virt/kvm/x86)."""
 
 SET: dict[str, int] = {

@@ -35,6 +35,7 @@ from emu.cpu.constants import (
 from emu.cpu.layout import Layout, build_id
 
 CPU_STATE_BYTES = 0x4000
+TABLES = (".dynstr", ".dynsym", ".rela.dyn", ".rela.plt")
 SYMBOL = struct.Struct("<IBBHQQ")       # Elf64_Sym: name, info, other, section, value, size
 RELOCATION = struct.Struct("<QQq")      # Elf64_Rela: offset, symbol << 32 | type, addend
 R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT = 1, 6, 7
@@ -196,12 +197,13 @@ def _link_addresses(path: str) -> dict[str, Any]:
     slots: list[tuple[str, int]] = []
     with open(path, "rb") as file:
         elf = ELFFile(file)
-        strings = elf.get_section_by_name(".dynstr").data()
-        symbols = list(SYMBOL.iter_unpack(elf.get_section_by_name(".dynsym").data()))
+        content = {section.name: section.data() for section in elf.iter_sections() if section.name in TABLES}
+        strings = content[".dynstr"]
+        symbols = list(SYMBOL.iter_unpack(content[".dynsym"]))
         names = [strings[symbol[0] : strings.index(b"\0", symbol[0])].decode() for symbol in symbols]
         for section, kind, functions in replaced:
             thunks = {names.index(name): thunk for thunk, name in functions.items()}
-            for offset, info, _ in RELOCATION.iter_unpack(elf.get_section_by_name(section).data()):
+            for offset, info, _ in RELOCATION.iter_unpack(content[section]):
                 if info & 0xFFFF_FFFF == kind and info >> 32 in thunks:
                     slots.append((thunks[info >> 32], offset))
     return {"uc_emu_stop": symbols[names.index("uc_emu_stop")][4], "slots": tuple(slots)}

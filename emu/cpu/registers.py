@@ -16,14 +16,17 @@ DF = 1 << 10
 MASK_64 = (1 << 64) - 1
 
 
-def _general(index: int) -> property:
-    def read(self: Registers) -> int:
-        return int(self.general[index])
+class _General:
+    """A general register as an attribute, 64 bits."""
 
-    def write(self: Registers, value: int) -> None:
-        self.general[index] = value & MASK_64
+    def __init__(self, index: int) -> None:
+        self._index = index
 
-    return property(read, write, doc=f"{GENERAL[index].upper()}, 64 bits.")
+    def __get__(self, registers: Registers, _owner: type | None = None) -> int:
+        return int(registers.general[self._index])
+
+    def __set__(self, registers: Registers, value: int) -> None:
+        registers.general[self._index] = value & MASK_64
 
 
 class Registers:
@@ -32,6 +35,23 @@ class Registers:
     Attributes:
         general: pointer to RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15 (index by `RAX` and so on).
     """
+
+    rax = _General(0)
+    rcx = _General(1)
+    rdx = _General(2)
+    rbx = _General(3)
+    rsp = _General(4)
+    rbp = _General(5)
+    rsi = _General(6)
+    rdi = _General(7)
+    r8 = _General(8)
+    r9 = _General(9)
+    r10 = _General(10)
+    r11 = _General(11)
+    r12 = _General(12)
+    r13 = _General(13)
+    r14 = _General(14)
+    r15 = _General(15)
 
     def __init__(self, api: Any, layout: Layout, env: int) -> None:
         self._api = api
@@ -88,7 +108,3 @@ class Registers:
         values = {name: int(self.general[i]) for i, name in enumerate(GENERAL)}
         values |= {"rip": self.rip, "rflags": self.rflags, "cs": self.segment("cs")[0], "ss": self.segment("ss")[0]}
         return values | {f"cr{n}": self.cr(n) for n in (0, 2, 3, 4)}
-
-
-for _index, _name in enumerate(GENERAL):
-    setattr(Registers, _name, _general(_index))
