@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint bench-boot bench-serial bench-guest soak clean
+.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest soak clean
 
 # The guest is fetched, booted and asked a few things; then how long everything took.
 demo: $(DONE)
@@ -21,7 +21,7 @@ lint: $(DONE)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-bench-boot bench-serial bench-guest: bench-%: $(DONE)
+bench-boot bench-boots bench-serial bench-guest: bench-%: $(DONE)
 	$(BIN)/python -m bench.$*
 
 soak: $(DONE)
@@ -38,6 +38,7 @@ $(DONE): setup.py pyproject.toml
 	elif $$python -m virtualenv --version >/dev/null 2>&1; then $$python -m virtualenv --quiet $(VENV); \
 	else echo 'make: Python has no venv here: apt-get install python3-venv' >&2; exit 1; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m compileall -q emu devices hypercalls
 	touch $@
 
 clean:

@@ -38,12 +38,17 @@ def content_key(*parts: bytes | memoryview) -> str:
 
 
 def default_directory() -> Path:
-    """Where entries are kept: $PVEMU_CACHE, else $XDG_CACHE_HOME/pvemu, else ~/.cache/pvemu."""
+    """Where entries are kept: $PVEMU_CACHE, else $XDG_CACHE_HOME/pvemu, else ~/.cache/pvemu.
+
+    A user without a home directory gets one below /var/tmp.
+    """
     if chosen := os.environ.get(ENVIRONMENT):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification: a relative path is invalid and to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / APPLICATION
+    for base in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(base):
+            return Path(base) / APPLICATION
+    return Path("/var/tmp") / f"{APPLICATION}-{os.getuid()}"
 
 
 def _warn(line: str) -> None:

@@ -124,6 +124,13 @@ def test_environment_chooses_the_directory(monkeypatch: pytest.MonkeyPatch, tmp_
     assert default_directory() == Path("/chosen")
 
 
+def test_user_without_a_home_has_a_directory_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PVEMU_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "")
+    assert default_directory() == Path(f"/var/tmp/pvemu-{os.getuid()}")
+
+
 def test_content_keys_tell_parts_apart() -> None:
     assert content_key(b"ab", b"c") != content_key(b"a", b"bc")
     assert content_key(b"ab") == content_key(memoryview(b"ab"))

@@ -214,7 +214,7 @@ def test_the_guest_reads_what_is_sent_to_it(machine: Machine) -> None:
         b"\xfe\xc0\xee"                 # inc al; out dx, al
         b"\xeb\xef"                     # jmp to the first
     )
-    start(machine, echo)
+    start(machine, out(0x3FC, 3) + echo)         # DTR and RTS: go ahead
     assert not machine.drive(lambda: bool(got), 0.02)
     machine.serial_send(b"HAL")
     assert machine.drive(lambda: len(got) == 3, 5)

@@ -18,10 +18,10 @@ RAX, RCX, RDX = 0, 1, 2
 MASK_64 = (1 << 64) - 1
 
 VALUES = (
-    *(0, 1, micro.PML4, micro.PT, micro.GDT, micro.IDT, micro.TSS, micro.STUBS, micro.CODE, micro.DATA, micro.USER_CODE),
-    *(micro.USER_DATA, micro.KERNEL_STACK, micro.ALIAS, micro.ALIAS + micro.CODE, micro.MMIO, micro.MMIO + 0xFFE),
-    *(micro.UNMAPPED, micro.VMCB, 64 << 20, 0xC000_0000, 0xFFFF_FFFF, 1 << 32, 1 << 40, 1 << 52, (1 << 47) - 1, 1 << 47),
-    *(MASK_64 - (1 << 47) + 1, MASK_64 - 4095, MASK_64 - 7, MASK_64),
+    *(0, 1, micro.PML4, micro.PT, micro.GDT, micro.IDT, micro.TSS, micro.STUBS, micro.CODE, micro.DATA),
+    *(micro.USER_CODE, micro.USER_DATA, micro.KERNEL_STACK, micro.ALIAS, micro.ALIAS + micro.CODE, micro.MMIO),
+    *(micro.MMIO + 0xFFE, micro.UNMAPPED, micro.VMCB, 64 << 20, 0xC000_0000, 0xFFFF_FFFF, 1 << 32, 1 << 40, 1 << 52),
+    *((1 << 47) - 1, 1 << 47, MASK_64 - (1 << 47) + 1, MASK_64 - 4095, MASK_64 - 7, MASK_64),
 )
 MSRS = (
     *(0x10, 0x11, 0x12, 0x1B, 0x8B, 0x9E, 0xFE, 0x122, 0x174, 0x175, 0x176, 0x179, 0x17A, 0x17B, 0x1A0, 0x1D9, 0x277),
@@ -33,31 +33,40 @@ MSRS = (
     *range(0xC000_0100, 0xC000_0104),
     *(0xC001_0015, 0xC001_0058, 0xC001_0111, 0xC001_0112, 0xC001_0114, 0xC001_0117),
 )
-PORTS = (0x20, 0x21, 0x40, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0xA0, 0xA1, 0x3F8, 0x3F9, 0x3FB, 0xCF8, 0xFFFF, 0xFFFD)
-SELECTORS = (0, 3, 8, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2B, 0x30, 0x33, 0x38, 0x3B, 0x40, 0x43, 0x48, 0x4C, 0xFFF8, 0xFFFC)
+PORTS = (
+    *(0x20, 0x21, 0x40, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0xA0, 0xA1),
+    *(0x3F8, 0x3F9, 0x3FB, 0xCF8, 0xFFFF, 0xFFFD),
+)
+SELECTORS = (
+    *(0, 3, 8, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2B, 0x30, 0x33),
+    *(0x38, 0x3B, 0x40, 0x43, 0x48, 0x4C, 0xFFF8, 0xFFFC),
+)
 FLAGS = (2, 0x102, 0x202, 0x302, 0x3202, 0x2_0002, 0x4002, 0x3F_FFD7)
 TABLES = (micro.IDT, micro.GDT, micro.TSS, micro.PML4, micro.PDPT, micro.PD, micro.PT, micro.STUBS)
 DESCRIPTOR_KINDS = (0x0, 0x89, 0x8B, 0x85, 0x8C, 0x8E, 0x8F, 0xEE, 0xE5, 0x9A, 0xFA, 0x92, 0xF2, 0x81, 0x82, 0xE9)
 
-LONE = tuple(bytes.fromhex(code) for code in (
-    "cc", "f1", "f4", "fb", "fa", "fbf4", "cf", "48cf", "9d", "c3", "cb", "9b", "d7",       # int3 int1 hlt sti cli iret ...
-    "0f05", "0f07", "480f07", "0f34", "0f35", "480f35", "0f0b", "0faa", "0f01f8",           # syscall sysret sysenter ud2 rsm
-    "0f01d8", "0f01d9", "0f01da", "0f01db", "0f01dc", "0f01dd", "0f01de", "0f01df",         # vmrun ... invlpga
-    "0f01c8", "0f01c9", "f390", "0f06", "0f08", "0f09",                                     # monitor mwait pause clts invd
-    "0fa2", "0f31", "0f33", "0f01f9", "0f30", "0f32",                                       # cpuid rdtsc rdpmc rdtscp wrmsr
-    "f3a4", "f348ab", "f2ae", "f36d", "f36f", "6c", "666f",                                 # rep movs stos scas ins outs
-    "c800101f", "dbe3", "0f77", "0fae00", "0fae08", "0fc708", "f0480fc708",                 # enter fninit fxsave cmpxchg16b
-))  # fmt: skip
-WITH_RAX = tuple(bytes.fromhex(code) for code in (
-    "0f22c0", "0f22d0", "0f22d8", "0f22e0", "440f22c0", "0f01f0",                           # mov cr0 cr2 cr3 cr4 cr8; lmsw
-    "0f23c0", "0f23c8", "0f23d0", "0f23d8", "0f23e0", "0f23e8", "0f23f0", "0f23f8", "0f23f8",       # mov dr0 to dr7
-    "ffe0", "ffd0", "488b00", "488900", "8a00", "8800", "668900", "f048ff00", "0f0138",     # jmp call load store invlpg
-    "ff28", "48ff28", "ff18", "4889c4", "4889c7", "4889c6", "4889c1", "0f1800", "0fae38",   # far jmp; mov rsp rdi rsi rcx
-    "509d", "50c3", "0f01c0",                                                               # popf; push and ret; xsave's place
-))  # fmt: skip
-WITH_SELECTOR = tuple(bytes.fromhex(code) for code in (
-    "0f00d8", "0f00d0", "8ed8", "8ed0", "8ee0", "8ee8", "0f00e0", "0f00e8", "0f02c0", "0f03c0",     # ltr lldt mov verr lar lsl
-))  # fmt: skip
+
+def _codes(*lines: str) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(code) for line in lines for code in line.split())
+
+
+LONE = _codes(
+    "cc f1 f4 fb fa fbf4 cf 48cf 9d c3 cb 9b d7",           # int3, int1, hlt, sti, cli, sti hlt, iret, popf, ret, ...
+    "0f05 0f07 480f07 0f34 0f35 480f35 0f0b 0faa 0f01f8",   # syscall, sysret, sysenter, sysexit, ud2, rsm, swapgs
+    "0f01d8 0f01d9 0f01da 0f01db 0f01dc 0f01dd 0f01de 0f01df",      # vmrun, vmmcall, vmload, ..., invlpga
+    "0f01c8 0f01c9 f390 0f06 0f08 0f09",                    # monitor, mwait, pause, clts, invd, wbinvd
+    "0fa2 0f31 0f33 0f01f9 0f30 0f32",                      # cpuid, rdtsc, rdpmc, rdtscp, wrmsr, rdmsr
+    "f3a4 f348ab f2ae f36d f36f 6c 666f",                   # rep movs, stos, scas, ins, outs
+    "c800101f dbe3 0f77 0fae00 0fae08 0fc708 f0480fc708",   # enter, fninit, emms, fxsave, fxrstor, cmpxchg8b and 16b
+)
+WITH_RAX = _codes(
+    "0f22c0 0f22d0 0f22d8 0f22e0 440f22c0 0f01f0",          # mov cr0, cr2, cr3, cr4, cr8; lmsw
+    "0f23c0 0f23c8 0f23d0 0f23d8 0f23e0 0f23e8 0f23f0 0f23f8 0f23f8",       # mov dr0 to dr7
+    "ffe0 ffd0 488b00 488900 8a00 8800 668900 f048ff00 0f0138",     # jmp, call, loads, stores, lock inc, invlpg
+    "ff28 48ff28 ff18 4889c4 4889c7 4889c6 4889c1",         # far jumps, far call; mov rsp, rdi, rsi, rcx
+    "0f1800 0fae38 509d 50c3",                              # prefetch, clflush; push and popf; push and ret
+)
+WITH_SELECTOR = _codes("0f00d8 0f00d0 8ed8 8ed0 8ee0 8ee8 0f00e0 0f00e8 0f02c0 0f03c0")    # ltr, lldt, mov, verr, lar
 IN_OUT = (b"\xec", b"\x66\xed", b"\xed", b"\xee", b"\x66\xef", b"\xef")
 
 
@@ -139,7 +148,8 @@ def _table(dice: Dice) -> bytes:
 
 def _return(dice: Dice) -> bytes:
     frame = (dice.selector(), dice.value(), dice.flags(), dice.selector(), dice.value())
-    return b"".join(push(part) for part in frame) + dice.pick((b"\x48\xcf", b"\xcf", b"\x48\xcb", b"\xcb"))     # iret, retf
+    opcode = dice.pick((b"\x48\xcf", b"\xcf", b"\x48\xcb", b"\xcb"))          # iretq, iretd, retfq, retf
+    return b"".join(push(part) for part in frame) + opcode
 
 
 GADGETS: tuple[Callable[[Dice], bytes], ...] = (
@@ -162,7 +172,8 @@ def _descriptor(dice: Dice) -> bytes:
     base = dice.value()
     granularity = dice.pick((0, 0x20, 0x40, 0xCF, 0xAF))
     kind = dice.pick(DESCRIPTOR_KINDS)
-    return struct.pack("<HHBBBB", base & 0xFFFF, dice.selector(), base >> 16 & 0xFF, kind, granularity, base >> 24 & 0xFF)
+    low, middle, high = base & 0xFFFF, base >> 16 & 0xFF, base >> 24 & 0xFF
+    return struct.pack("<HHBBBB", low, dice.selector(), middle, kind, granularity, high)
 
 
 def _patch(dice: Dice) -> tuple[int, str]:

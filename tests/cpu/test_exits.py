@@ -1,4 +1,4 @@
-"""What the machine sees of the CPU when it comes back, and what a guest sees of the machine: CPUID, MSRs, interrupts."""
+"""What the machine sees of the CPU when it comes back, and the guest of the machine: CPUID, MSRs, interrupts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_hlt() -> None:
 
 
 def test_kick_and_going_on() -> None:
-    """A loop of two blocks, stopped again and again: RIP is at a block's start, flags and count go on as if nothing was."""
+    """A loop of two blocks, stopped again and again: RIP is at a block's start, flags and count go on."""
     with MicroGuest() as guest:
         code = BEFORE + b"\x48\xff\xc3\xeb\x00\xeb\xf9"                      # inc rbx; jmp to the next; jmp to inc
         guest.put(code, rax=CR2, rflags=FLAGS, rbx=0)
@@ -263,7 +263,8 @@ def request(guest: MicroGuest, *vectors: int) -> None:
 def test_an_interrupt_waits_for_sti_and_one_instruction() -> None:
     with MicroGuest() as guest:
         request(guest, VECTOR)
-        guest.run(b"\x90\xeb\x00\x90\xfb\x90\x90\x90\xf4", rflags=FLAGS)     # nop; jmp next; nop; sti; nop; nop; nop; hlt
+        # nop; jmp next; nop; sti; nop; nop; nop; hlt
+        guest.run(b"\x90\xeb\x00\x90\xfb\x90\x90\x90\xf4", rflags=FLAGS)
         event = guest.event
         assert (event.vector, event.rip, event.rflags) == (VECTOR, CODE + 6, FLAGS | IF)
         assert not guest.registers.rflags & IF

@@ -108,7 +108,7 @@ def fake_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         (fake_version, "unicorn 2.2.0 is installed"),
         (fake_absence, "unicorn is not installed"),
-        (fake_machine, "this machine is aarch64 linux"),
+        (fake_machine, "this host is aarch64 linux"),
     ],
 )
 def test_another_host_is_refused(

@@ -51,8 +51,10 @@ def far(size: int, through: int) -> Callable[[MicroGuest], list[int]]:
 
     def scenario(guest: MicroGuest) -> list[int]:
         # mov rax, imm64; ret or nop; mov eax, imm32; ret
-        guest.memory.write(FUNCTION, b"\x48\xb8" + bytes(8) + b"\xc3" if size == 8 else b"\x90\xb8" + bytes(4) + b"\xc3")
-        return run_rounds(guest, lambda at: store(FUNCTION + 2 + through, size) + call(FUNCTION, at + len(store(0, size))))
+        function = b"\x48\xb8" + bytes(8) + b"\xc3" if size == 8 else b"\x90\xb8" + bytes(4) + b"\xc3"
+        guest.memory.write(FUNCTION, function)
+        rewrite = store(FUNCTION + 2 + through, size)
+        return run_rounds(guest, lambda at: rewrite + call(FUNCTION, at + len(rewrite)))
 
     return scenario
 

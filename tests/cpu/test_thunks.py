@@ -14,7 +14,7 @@ from emu.cpu.library import FUNCTIONS, OFFSETS
 from emu.cpu.thunks import ALIGNMENT, Thunks, assemble, read_listing
 
 ROUTINES = read_listing()
-# Values that cannot be mistaken for one another, small enough for a signed 32-bit displacement where that is their place
+# Values that cannot be mistaken for one another; the offsets fit a signed displacement
 VALUES = {name: 0x7B00_0000_0000_0000 + i for i, name in enumerate(FUNCTIONS)}
 VALUES |= {name: 0x7A00_0000 + i for i, name in enumerate(OFFSETS)}
 
@@ -53,7 +53,8 @@ def test_context_fields_named_in_the_listing_are_where_it_says() -> None:
     fields = dict(ffi.typeof("struct context").fields)
     text = "\n".join(line for lines in ROUTINES.values() for line in lines)
     found = re.findall(r"\[r\w+(?: \+ (?:r\w+ \+ )?(0x[0-9a-f]+|8))?\][^;\n]*; context\.(\w+)", text)
-    assert {name for _, name in found} >= {"vmexit", "port_in", "port_out", "exceptions", "ram_base", "code_pages", "low_bytes"}
+    named = {name for _, name in found}
+    assert named >= {"vmexit", "port_in", "port_out", "exceptions", "ram_base", "code_pages", "low_bytes"}
     for offset, name in found:
         assert fields[name].offset == int(offset or "0", 0), name
 

@@ -129,7 +129,11 @@ def test_a_guest_that_asks_at_once_waits_for_the_calibration() -> None:
 
 
 @settings(max_examples=60)
-@given(frequencies, st.lists(st.integers(-20_000, 20_000), min_size=1, max_size=7), st.lists(st.integers(1, 40), min_size=3, max_size=25))
+@given(
+    frequencies,
+    st.lists(st.integers(-20_000, 20_000), min_size=1, max_size=7),
+    st.lists(st.integers(1, 40), min_size=3, max_size=25),
+)
 def test_time_never_goes_back_over_refreshes(hz: int, noise: list[int], steps: list[int]) -> None:
     """However badly the samples are disturbed, and whatever the rate seemed to be before."""
     bench = Bench(hz, tuple(noise))

@@ -12,11 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 
-from emu.loader import BootState
 from emu.cpu.abi import ffi
 from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, MSR_EFER, MSR_STAR
 from emu.cpu.cpu import Cpu, Exit, Platform
 from emu.cpu.registers import GENERAL
+from emu.loader import BootState
 from emu.memory import MIB, GuestMemory
 from hypercalls import GuestFault
 
