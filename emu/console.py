@@ -150,6 +150,7 @@ class Console:
         self._send = send
         self._watch_fd = watch_fd
         self._unwatch_fd = unwatch_fd
+        self._log_decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._history = _Ring(HISTORY_BYTES)
         self._unread = _Unread()
         self._outputs: list[Callable[[bytes], None]] = []
@@ -172,7 +173,7 @@ class Console:
         self._history.append(data)
         if self.logfile is not None:
             text = isinstance(self.logfile, io.TextIOBase)
-            self.logfile.write(data.decode("utf-8", "replace") if text else data)
+            self.logfile.write(self._log_decoder.decode(data) if text else data)
         for output in self._outputs:
             output(data)
 

@@ -21,6 +21,7 @@ from emu.shell_protocol import LINE_BYTES, Damaged, Probe, Reply, function_text,
 __all__ = ["Result", "SerialShell"]
 
 ATTEMPTS = 5                    # at an undamaged transfer
+PAUSE_S = 0.05                  # before the second attempt, doubled for each further: the kernel may have more to say
 WINDOW_BYTES = 16 * 1024        # sent at a time, before packing: Linux buffers 64 KiB of a terminal's input
 SETTLE_S = 0.005                # without output after what looks like a prompt, before it is believed to be one
 SILENCE_S = 1.0                 # without output, before asking a console whose prompt we do not know
@@ -166,27 +167,33 @@ class SerialShell:
         files: dict[str, bytes] = {}
         reply = self._ask(asked)
         ended = self._reply_began
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 status = parse_reply(reply, files)
                 return Result(status, files["o"], files["e"], monotonic() - ended)
             except Damaged as damage:
+                self._pause(attempt)
                 reply = self._ask(f"a '{damage.files}'")
         raise GuestError(f"the output of {_shown(text)} came damaged {ATTEMPTS} times over the serial console")
 
     def _load(self, name: str, data: bytes) -> None:
         """Write a file of our directory in the guest."""
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             for start in range(0, max(len(data), 1), WINDOW_BYTES):
                 packed = base64.b64encode(gzip.compress(data[start:start + WINDOW_BYTES], 1, mtime=0))
                 lines = [packed[i:i + LINE_BYTES] for i in range(0, len(packed), LINE_BYTES)]
                 how = "l" if start else "n"
                 content = self._ask(f"{how} {name} {len(lines)}", b"".join(line + b"\n" for line in lines))
-                if status_of(content)[0] != 0:
+                if not _succeeded(content):
                     break
             else:
                 return
+            self._pause(attempt)
         raise GuestError(f"{len(data)} bytes came damaged to the guest {ATTEMPTS} times over the serial console")
+
+    def _pause(self, attempt: int) -> None:
+        """Let what speaks on the line between come to its end."""
+        self._drive(lambda: False, PAUSE_S * 2**attempt)
 
     def _ask(self, request: str, data: bytes | None = None) -> bytes:
         """Call the function in the guest, defining it first if need be; the reply's content, unchecked."""
@@ -284,6 +291,13 @@ class SerialShell:
                 self.wait_prompt(CANCEL_S)
             return ""
         return ", nor on Ctrl-C"
+
+
+def _succeeded(content: bytes) -> bool:
+    try:
+        return status_of(content)[0] == 0
+    except ValueError:
+        return False
 
 
 def _shown(text: bytes) -> str:

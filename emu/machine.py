@@ -21,6 +21,7 @@ from emu.switching import fine_switching
 
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
 SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs
+STOPPED_NS = 1_000_000_000              # without a step: the guest is told that it did not run
 FOREVER_NS = 1 << 52                   # 52 days
 
 
@@ -61,6 +62,7 @@ class Machine:
         self.stop_reason: StopReason | None = None
         self.stop_detail = ""
         self._stop_requested = False
+        self._seen_ns = time.monotonic_ns()
         self._idle_ns = 0
         self._run_ns = 0
         self._halts = 0
@@ -177,6 +179,9 @@ class Machine:
             self._stop(StopReason.REQUESTED)
             return
         started = time.monotonic_ns()
+        if started - self._seen_ns > STOPPED_NS:
+            board.kvmclock.guest_was_stopped()
+        self._seen_ns = started
         timer_ns = clock.next_ns + clock.host_origin_ns
         exit_ = board.cpu.run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
         self._run_ns += time.monotonic_ns() - started
@@ -207,7 +212,8 @@ class Machine:
                 break
             self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + FOREVER_NS) - now)
             clock.run_due()
-        self._idle_ns += time.monotonic_ns() - started
+        self._seen_ns = time.monotonic_ns()
+        self._idle_ns += self._seen_ns - started
 
     def _reset(self) -> None:
         self._stop(StopReason.RESET)

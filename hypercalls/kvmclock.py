@@ -16,6 +16,8 @@ from hypercalls import GuestFault
 
 ENABLE = 1 << 0                         # of the system time MSR
 TSC_STABLE = 1 << 0                     # of the page's flags: all CPUs agree, the vDSO may use it
+GUEST_STOPPED = 1 << 1                  # the guest did not run for a while; it clears this when it has seen it
+FLAGS_OFFSET = 29                       # of the flags in the page
 
 SYSTEM_TIME = struct.Struct("<IIQQIbBxx")   # version, pad, tsc, system time, multiplier, shift, flags
 WALL_CLOCK = struct.Struct("<III")          # version, seconds, nanoseconds
@@ -30,6 +32,8 @@ class Memory(Protocol):
     """Guest memory, as much of it as the clock needs."""
 
     def write(self, address: int, data: bytes) -> None: ...
+
+    def read(self, address: int, size: int) -> bytes: ...
 
 
 def multiplier_and_shift(hz: int) -> tuple[int, int]:
@@ -79,6 +83,7 @@ class KvmClock:
         self._version = 0
         self._point = (*self._start, *multiplier_and_shift(SECOND_NS))    # tsc, ns, multiplier, shift
         self._refreshes = 0
+        self._stop_untold = False
         self._timer = clock.timer(self._refresh)
 
     def frequency_hz(self) -> int:
@@ -114,6 +119,11 @@ class KvmClock:
         seconds, nanoseconds = divmod(self._clock.wall_ns() - self._clock.now_ns(), SECOND_NS)
         self._store(value, WALL_CLOCK.pack(2, seconds & 0xFFFF_FFFF, nanoseconds))
 
+    def guest_was_stopped(self) -> None:
+        """Tell the guest that it did not run for a while: its watchdogs are not to take that for a lockup."""
+        if self._page is not None:
+            self._publish(self._point, GUEST_STOPPED)
+
     def _arm(self) -> None:
         pause = REFRESH_NS[min(self._refreshes, len(REFRESH_NS) - 1)]
         self._timer.arm(self._clock.now_ns() + pause)
@@ -130,12 +140,15 @@ class KvmClock:
         self._publish((tsc, shown, *multiplier_and_shift(hz)))
         self._arm()
 
-    def _publish(self, point: tuple[int, int, int, int]) -> None:
+    def _publish(self, point: tuple[int, int, int, int], flags: int = 0) -> None:
+        assert self._page is not None
+        if self._stop_untold:
+            flags |= self._memory.read(self._page + FLAGS_OFFSET, 1)[0] & GUEST_STOPPED
+        self._stop_untold = bool(flags & GUEST_STOPPED)
         self._point = point
         self._version = self._version + 2 & 0xFFFF_FFFF      # even: the page is whole
         tsc, now, multiplier, shift = point
-        assert self._page is not None
-        self._store(self._page, SYSTEM_TIME.pack(self._version, 0, tsc, now, multiplier, shift, TSC_STABLE))
+        self._store(self._page, SYSTEM_TIME.pack(self._version, 0, tsc, now, multiplier, shift, TSC_STABLE | flags))
 
     def _store(self, address: int, data: bytes) -> None:
         try:

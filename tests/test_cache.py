@@ -127,7 +127,7 @@ def test_environment_chooses_the_directory(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_user_without_a_home_has_a_directory_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PVEMU_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "")
+    monkeypatch.setenv("HOME", "nowhere")
     assert default_directory() == Path(f"/var/tmp/pvemu-{os.getuid()}")
 
 

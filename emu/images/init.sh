@@ -14,6 +14,11 @@ export TERM
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
+# devtmpfs has only devices; scripts expect these names too.
+ln -s /proc/self/fd /dev/fd
+for name in 0:stdin 1:stdout 2:stderr; do
+    ln -s "/proc/self/fd/${name%:*}" "/dev/${name#*:}"
+done
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm

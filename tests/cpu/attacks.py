@@ -15,6 +15,8 @@ from tests.support import micro
 T = TypeVar("T")
 
 RAX, RCX, RDX = 0, 1, 2
+BASED_CS = 0x38                         # in the GDT's gap: ring 0, 32-bit code, its base CODE
+CODE_WITH_BASE = struct.pack("<Q", 0x00CF_9B00_0000_FFFF | micro.CODE << 16)
 MASK_64 = (1 << 64) - 1
 
 VALUES = (
@@ -38,7 +40,7 @@ PORTS = (
     *(0x3F8, 0x3F9, 0x3FB, 0xCF8, 0xFFFF, 0xFFFD),
 )
 SELECTORS = (
-    *(0, 3, 8, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2B, 0x30, 0x33),
+    *(0, 0, 3, 8, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2B, 0x30, 0x33),
     *(0x38, 0x3B, 0x40, 0x43, 0x48, 0x4C, 0xFFF8, 0xFFFC),
 )
 FLAGS = (2, 0x102, 0x202, 0x302, 0x3202, 0x2_0002, 0x4002, 0x3F_FFD7)
@@ -152,6 +154,31 @@ def _return(dice: Dice) -> bytes:
     return b"".join(push(part) for part in frame) + opcode
 
 
+def _descend(dice: Dice) -> bytes:
+    """An IRETQ that works, to the second program, in ring 3."""
+    cs = dice.pick((micro.USER_CS, micro.USER_CS, micro.USER_CS32))
+    frame = (micro.USER_DS, micro.USER_TOP, dice.pick((2, 2, 0x102, 0x202, 0x3002)), cs, micro.USER_CODE)
+    return b"".join(push(part) for part in frame) + b"\x48\xcf"
+
+
+def _place(dice: Dice) -> int:
+    """An offset in the program; few, so that some meet."""
+    return dice.pick((0, 40, 80, 120)) + dice.below(2)
+
+
+def _breakpoint(dice: Dice) -> bytes:
+    """A debug register and DR7, so that there is something to hit."""
+    number, kind = dice.below(4), dice.pick((0, 0, 0, 1, 2, 3))
+    address = dice.pick((micro.CODE, micro.CODE, micro.USER_CODE, micro.PML4)) + _place(dice)
+    enable = 1 << 2 * number | kind << 16 + 4 * number
+    return load(RAX, address) + bytes((0x0F, 0x23, 0xC0 | number << 3)) + load(RAX, enable) + b"\x0f\x23\xf8"
+
+
+def _far_return(dice: Dice) -> bytes:
+    """RETF into the code segment that has a base."""
+    return push(BASED_CS) + push(_place(dice)) + b"\x48\xcb"
+
+
 GADGETS: tuple[Callable[[Dice], bytes], ...] = (
     _anything,
     _anything,
@@ -160,6 +187,9 @@ GADGETS: tuple[Callable[[Dice], bytes], ...] = (
     _port,
     _table,
     _return,
+    _descend,
+    _breakpoint,
+    _far_return,
     lambda dice: dice.pick(LONE),
     lambda dice: load(RAX, dice.value()) + dice.pick(WITH_RAX),
     lambda dice: load(RAX, dice.value()) + dice.pick(WITH_RAX),
@@ -181,10 +211,16 @@ def _patch(dice: Dice) -> tuple[int, str]:
     return address, (dice.bytes(1 + dice.below(16)) if dice.below(2) else _descriptor(dice)).hex()
 
 
+def _program(dice: Dice) -> bytes:
+    return b"".join(dice.pick(GADGETS)(dice) for _ in range(1 + dice.below(6)))
+
+
 def attack(data: bytes) -> Attack:
     """The hostile guest that a string of bytes stands for."""
     dice = Dice(data)
     ring, rflags, resume = dice.pick((0, 0, 3)), dice.pick((2, 0x202, 0x102, 0x302, 0x3002)), dice.below(2) == 1
     patches = [_patch(dice) for _ in range(max(0, dice.below(8) - 3))]
-    code = b"".join(dice.pick(GADGETS)(dice) for _ in range(1 + dice.below(6)))
+    code = _program(dice)
+    if not ring:
+        patches += [(micro.USER_CODE, _program(dice).hex()), (micro.GDT + BASED_CS, CODE_WITH_BASE.hex())]
     return Attack(code.hex(), ring, rflags, patches, resume)

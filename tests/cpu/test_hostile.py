@@ -37,11 +37,15 @@ class Worker:
         command = [sys.executable, "-m", "tests.cpu.hostile"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
-    def outcome(self, hostile: Attack) -> str:
-        """How the attack ended, which is also checked."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        line = hostile.line()
-        self._process.stdin.write(line + "\n")
+    def begin(self, hostile: Attack) -> None:
+        """Start an attack."""
+        assert self._process.stdin is not None
+        self._line = hostile.line()
+        self._process.stdin.write(self._line + "\n")
+
+    def end(self) -> str:
+        """How it ended, which is also checked."""
+        assert self._process.stdout is not None
         outcome = ""
         if answered := bool(select.select([self._process.stdout], [], [], PATIENCE_S)[0]):
             outcome = self._process.stdout.readline().rstrip("\n")
@@ -49,9 +53,14 @@ class Worker:
             what = f"died of {self._process.wait()}" if answered else "hangs"
             self.close()
             self._start()
-            pytest.fail(f"the host process {what}; python -m tests.cpu.hostile does it again with: {line}")
+            pytest.fail(f"the host process {what}; python -m tests.cpu.hostile does it again with: {self._line}")
         assert outcome.startswith(OUTCOMES), outcome
         return outcome
+
+    def outcome(self, hostile: Attack) -> str:
+        """Both."""
+        self.begin(hostile)
+        return self.end()
 
     def close(self) -> None:
         """End it."""
@@ -67,25 +76,29 @@ def worker() -> Iterator[Worker]:
 
 
 def play(examples: int, derandomize: bool) -> None:
-    """Run random attacks in a process of their own."""
-    process = Worker()
+    """Run random attacks, two at a time, in processes of their own."""
+    workers = Worker(), Worker()
 
     @settings(
-        max_examples=examples,
+        max_examples=examples // len(workers),
         derandomize=derandomize,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )
-    @given(st.binary(min_size=160, max_size=160))
-    def run(data: bytes) -> None:
-        process.outcome(attack(data))
+    @given(st.tuples(*[st.binary(min_size=240, max_size=240) for _ in workers]))
+    def run(attacks: tuple[bytes, ...]) -> None:
+        for worker, data in zip(workers, attacks, strict=True):
+            worker.begin(attack(data))
+        for worker in workers:
+            worker.end()
 
     try:
         run()
     finally:
-        process.close()
+        for worker in workers:
+            worker.close()
 
 
 @pytest.mark.timeout(900)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypercalls import GuestFault
 from hypercalls.kvmclock import (
     ENABLE,
+    GUEST_STOPPED,
     LARGEST_SLEW,
     REFRESH_NS,
     SECOND_NS,
@@ -36,6 +37,9 @@ class Ram:
         if not 0 <= address <= RAM_BYTES - len(data):
             raise ValueError("not RAM")
         self.bytes[address : address + len(data)] = data
+
+    def read(self, address: int, size: int) -> bytes:
+        return bytes(self.bytes[address : address + size])
 
 
 class Bench:
@@ -232,3 +236,20 @@ def test_wall_clock_is_the_time_at_guest_time_zero() -> None:
     version, seconds, nanoseconds = WALL_CLOCK.unpack_from(bench.ram.bytes, PAGE)
     assert version % 2 == 0
     assert seconds * SECOND_NS + nanoseconds == 1_700_000_000 * SECOND_NS
+
+
+def test_a_stop_is_told_until_the_guest_has_seen_it() -> None:
+    bench = Bench()
+    bench.kvmclock.guest_was_stopped()                              # no page yet: nobody to tell
+    bench.kvmclock.write_system_time(PAGE | ENABLE)
+    assert bench.page()[-1] == TSC_STABLE
+    bench.clock.advance(REFRESH_NS[0] // 2)
+    before = bench.read()
+    bench.kvmclock.guest_was_stopped()
+    assert bench.page()[-1] == TSC_STABLE | GUEST_STOPPED
+    assert bench.read() == before
+    bench.clock.advance(REFRESH_NS[0])                              # a better rate meanwhile
+    assert bench.page()[-1] == TSC_STABLE | GUEST_STOPPED
+    bench.ram.bytes[PAGE + SYSTEM_TIME.size - 3] &= ~GUEST_STOPPED  # the guest has seen it
+    bench.clock.advance(REFRESH_NS[1])
+    assert bench.page()[-1] == TSC_STABLE

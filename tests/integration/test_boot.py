@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import random
 import re
 import secrets
 import stat
@@ -160,7 +159,7 @@ def ram(iomem: str) -> list[tuple[int, int]]:
     return [(int(first, 16), int(last, 16)) for first, last in found]
 
 
-@pytest.mark.parametrize("mebibytes", [64, 96, 3072, 3073, 8192])
+@pytest.mark.parametrize("mebibytes", [72, 3072, 3073, 8192])
 def test_memory_is_where_it_should_be(
     mebibytes: int, kernels: dict[str, Path], programs: dict[str, Entry], tmp_path: Path
 ) -> None:
@@ -177,16 +176,25 @@ def test_memory_is_where_it_should_be(
     assert size * 63 // 64 - 128 * MIB < total * 1024 < size * 63 // 64 - 24 * MIB
 
 
+def test_debian_s_kernel_itself_finds_64_mib_too_little(
+    kernels: dict[str, Path], programs: dict[str, Entry], tmp_path: Path
+) -> None:
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(small_root(programs))
+    with emu.boot(kernel=kernels["cloud"], initrd=initrd, memory=64 * MIB) as machine:
+        assert machine.run_to_end(BOOT_S) is not None
+        assert machine.panic == "Kernel panic - not syncing: System is deadlocked on memory"
+
+
 def test_memory_above_4_gib_keeps_what_is_put_there() -> None:
-    block = random.Random(4).randbytes(MIB)
+    block = b"".join(b"%d\n" % number for number in range(1, 100_001))
     with emu.boot(kernel="cloud", memory=8 * GIB) as machine:
         machine.wait_prompt(BOOT_S)
-        machine.console.sendline("cd /tmp")
-        machine.run("cat >block", input=block, check=True, timeout=60)
         script = """
             used() { awk '/zone/ { zone = $4 } zone == "Normal" && /nr_free_pages/ { print $2 }' /proc/zoneinfo; }
-            used; for i in $(seq 64); do cat block; done >blocks; used; md5sum <blocks
+            cd /tmp; seq 100000 >block
+            used; for i in $(seq 100); do cat block; done >blocks; used; md5sum <blocks
         """
         before, after, digest, _ = machine.run(script, check=True, timeout=60).stdout.split()
-    assert (int(before) - int(after)) * 4096 > 60 * MIB
-    assert digest == hashlib.md5(64 * block).hexdigest()
+    assert (int(before) - int(after)) * 4096 > 90 * len(block)
+    assert digest == hashlib.md5(100 * block).hexdigest()
