@@ -6,13 +6,12 @@ import gzip
 import io
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from bench.common import OUTPUT
 from emu.cache import Cache
 from emu.errors import EmuError
-from emu.fetch import fetch_guest
+from emu.fetch import fetch_busybox, fetch_guest
 from emu.images.cpio import Entry, write_archive
 from emu.images.root import load_root
 
@@ -21,8 +20,6 @@ __all__ = ["KERNELS", "ROOTS", "initramfs_file", "kernel_file", "root_file"]
 KERNELS = ("generic", "cloud")
 ROOTS = ("alpine", "busybox")
 
-BUSYBOX_PACKAGE = "busybox-static"
-BUSYBOX_KIND = "bench"
 EXECUTABLE = stat.S_IFREG | 0o755
 GZIP_LEVEL = 6
 
@@ -39,24 +36,11 @@ def root_file(root: str) -> Path:
         EmuError: no source has it.
     """
     if root == "busybox":
-        return _busybox()
+        return fetch_busybox(Cache(), say=print)
     path = fetch_guest(Cache(), "cloud", say=print).root_path     # the kernel that needs no other source
     if ".tar" not in path.name:
         raise EmuError(f"this machine has no Alpine minirootfs, only {path.name}")
     return path
-
-
-def _busybox() -> Path:
-    cache = Cache()
-    if found := cache.find(BUSYBOX_KIND, BUSYBOX_PACKAGE):
-        return found
-    from emu.images.apt import apt_download
-    from emu.images.packages import debian_file
-
-    with tempfile.TemporaryDirectory() as directory:
-        package = apt_download(BUSYBOX_PACKAGE, Path(directory), lambda *_: None, print)
-        program = debian_file(package, lambda path: path.endswith("bin/busybox"))
-        return cache.store(BUSYBOX_KIND, BUSYBOX_PACKAGE, lambda handle: handle.write(program.data))
 
 
 def initramfs_file(root: str, scripts: dict[str, str] | None = None, compress: bool = True) -> Path:

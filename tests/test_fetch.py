@@ -290,7 +290,7 @@ def test_silent_mirror_is_given_up_after_seconds(
     cache: Cache, apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_assets(tmp_path)
-    monkeypatch.setattr("emu.images.mirror.CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("emu.fetch.mirror.CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("PVEMU_MIRROR", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()

@@ -14,9 +14,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu.errors import BadImage
 from emu.loader.decompress import decompress, identify, peek
 from emu.loader.lzo import decompress_lzo1x
-from emu.errors import BadImage
 from tests.loader.fakes import lz4_legacy
 
 TEXT = b"abc" * 100 + b"some text, some more text"

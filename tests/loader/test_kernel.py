@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emu.loader.kernel import Kernel, load_kernel
 from emu.cache import Cache
 from emu.errors import BadImage
+from emu.loader.kernel import Kernel, load_kernel
 from tests.loader.fakes import CODE, COMPRESSIONS, LOAD_ADDRESS, bzimage, elf, elf32
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from emu.cache import Cache
+from emu.errors import BadImage
 from emu.loader import BootState
 from emu.loader.kernel import Kernel, load_kernel
 from emu.loader.linux import command_line, load_linux
-from emu.cache import Cache
-from emu.errors import BadImage
 from tests.loader.fakes import CODE, LOAD_ADDRESS, FakeMemory, bzimage, elf
 
 MIB = 1 << 20

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from emu.errors import EmuError
-from emu.fetch import Progress, Say
+from emu.fetch.progress import Progress, Say
 
 __all__ = ["apt_download"]
 

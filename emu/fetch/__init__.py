@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from emu.cache import Cache
 from emu.errors import BadImage, EmuError
+from emu.fetch.progress import Progress, Say
 
 if TYPE_CHECKING:
-    from emu.images.packages import PackagedFile
+    from emu.fetch.packages import PackagedFile
 
-__all__ = ["KERNELS", "Guest", "Progress", "Say", "fetch_guest"]
-
-Progress = Callable[[str, int, "int | None"], None]
-"""Called with what is being fetched, the bytes so far, and the bytes in all, None if unknown."""
-Say = Callable[[str], None]
-"""Told one line for a person."""
+__all__ = ["KERNELS", "Guest", "Progress", "Say", "fetch_busybox", "fetch_guest"]
 
 KIND = "guest"
 ASSETS_ENVIRONMENT = "PVEMU_ASSETS"
@@ -89,10 +85,18 @@ def fetch_guest(cache: Cache, kernel: str = "alpine", progress: Progress = _noth
     return Guest(image, package, _path(cache, root.files[0]), (part.description, root.description))
 
 
+def fetch_busybox(cache: Cache, progress: Progress = _nothing, say: Say = _nothing) -> Path:
+    """Return Debian's static busybox, fetched if the cache has none: a root for `emu.images.root.load_root`.
+
+    Arguments and errors as `fetch_guest`.
+    """
+    return _path(cache, (_recorded(cache, "root-busybox") or _busybox(cache, progress, say)).files[0])
+
+
 def _fetch_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _Part:
     if kernel in DEBIAN_KERNELS:
         return _debian_kernel(cache, kernel, progress, say)
-    from emu.images.mirror import Unreachable
+    from emu.fetch.mirror import Unreachable
 
     try:
         part = _alpine_kernel(cache, progress)
@@ -114,7 +118,7 @@ def _root(cache: Cache, progress: Progress, say: Say) -> _Part:
             return alpine
     if busybox := _recorded(cache, "root-busybox"):
         return busybox
-    from emu.images.mirror import Unreachable, download, mirror_url
+    from emu.fetch.mirror import Unreachable, download, mirror_url
 
     try:
         with _workspace(cache) as directory:
@@ -197,8 +201,8 @@ def _asset_directories() -> list[Path]:
 
 
 def _alpine_kernel(cache: Cache, progress: Progress) -> _Part:
-    from emu.images.mirror import download, index_entry, mirror_url
-    from emu.images.packages import alpine_file, check_alpine_package
+    from emu.fetch.mirror import download, index_entry, mirror_url
+    from emu.fetch.packages import alpine_file, check_alpine_package
 
     with _workspace(cache) as directory:
         index = download(mirror_url("main/x86_64/APKINDEX.tar.gz"), directory / "APKINDEX.tar.gz", progress)
@@ -215,8 +219,8 @@ def _debian_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _
     record = f"debian-{kernel}"
     if part := _recorded(cache, record):
         return part
-    from emu.images.apt import apt_download
-    from emu.images.packages import debian_file
+    from emu.fetch.apt import apt_download
+    from emu.fetch.packages import debian_file
 
     with _workspace(cache) as directory:
         package = apt_download(DEBIAN_KERNELS[kernel], directory, progress, say)
@@ -228,8 +232,8 @@ def _debian_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _
 
 
 def _busybox(cache: Cache, progress: Progress, say: Say) -> _Part:
-    from emu.images.apt import apt_download
-    from emu.images.packages import debian_file
+    from emu.fetch.apt import apt_download
+    from emu.fetch.packages import debian_file
 
     with _workspace(cache) as directory:
         package = apt_download(BUSYBOX_PACKAGE, directory, progress, say)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from emu.errors import BadImage, EmuError
-from emu.fetch import Progress
+from emu.fetch.progress import Progress
 
 __all__ = ["Unreachable", "download", "index_entry", "mirror_url"]
 
