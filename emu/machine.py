@@ -11,6 +11,7 @@ from emu.board import Board
 from emu.clock import GuestClock
 from emu.console import Console
 from emu.cpu.cpu import Exit
+from emu.ctrl_c import HeldInterrupt
 from emu.errors import GuestStopped
 from emu.guest import Result, SerialShell
 from emu.loader import BootState
@@ -62,6 +63,7 @@ class Machine:
         self.stop_reason: StopReason | None = None
         self.stop_detail = ""
         self._stop_requested = False
+        self._interrupt = HeldInterrupt(self._hurry)
         self._seen_ns = time.monotonic_ns()
         self._idle_ns = 0
         self._run_ns = 0
@@ -140,10 +142,12 @@ class Machine:
 
         Raises:
             GuestStopped: the guest has stopped and the condition does not hold.
+            KeyboardInterrupt: the process got SIGINT; the machine can be driven on.
         """
         end_ns = time.monotonic_ns() + (FOREVER_NS if timeout is None else int(timeout * 1e9))
-        with fine_switching():
+        with fine_switching(), self._interrupt.held():
             while not until():
+                self._interrupt.deliver()
                 if self.stop_reason is not None:
                     raise GuestStopped(self.stop_detail)
                 if time.monotonic_ns() >= end_ns:
@@ -166,6 +170,10 @@ class Machine:
     def request_stop(self) -> None:
         """Stop for good; from any thread, and from signal handlers."""
         self._stop_requested = True
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Have the step that is under way end soon."""
         os.eventfd_write(self._wakeup, 1)
         self.board.cpu.stop()
 
@@ -206,7 +214,7 @@ class Machine:
                 self._stop(StopReason.HALTED)
             return
         started = time.monotonic_ns()
-        while not (board.intr.level or self._stop_requested or self.stop_reason is not None or until()):
+        while not (board.intr.level or self._hurried or self.stop_reason is not None or until()):
             now = time.monotonic_ns()
             if now >= end_ns:
                 break
@@ -214,6 +222,10 @@ class Machine:
             clock.run_due()
         self._seen_ns = time.monotonic_ns()
         self._idle_ns += self._seen_ns - started
+
+    @property
+    def _hurried(self) -> bool:
+        return self._stop_requested or self._interrupt.pending
 
     def _reset(self) -> None:
         self._stop(StopReason.RESET)

@@ -150,10 +150,47 @@ def interrupted_after(seconds: float, work: Callable[[], object]) -> float:
 def test_interrupt_ends_the_wait_at_once_and_the_machine_goes_on(machine: Machine, busy: str) -> None:
     machine.run("true", timeout=20)
     machine.console.sendline(busy)
-    for seconds in (0.05, 0.11, 0.17, 0.23):
-        assert interrupted_after(seconds, lambda: machine.drive(lambda: False, 20)) < 0.2
+    machine.drive(lambda: False, 0.2)
+    for number in range(20):
+        assert interrupted_after(0.01 + 0.0037 * number, lambda: machine.drive(lambda: False, 20)) < 0.2
     machine.console.sendcontrol("c")
     assert machine.run("echo on", timeout=20).stdout == "on\n"
+
+
+def test_interrupt_in_the_midst_of_a_device_s_work_leaves_it_whole(machine: Machine) -> None:
+    def interrupt(_data: bytes) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    machine.run("true", timeout=20)
+    machine.console.sendline("stty -echo; sleep 0.2; seq 2000; echo through")
+    machine.drive(lambda: False, 0.1)
+    machine.serial_sinks.append(interrupt)
+    try:
+        for _ in range(20):
+            with pytest.raises(KeyboardInterrupt):
+                machine.drive(lambda: False, 20)
+    finally:
+        machine.serial_sinks.remove(interrupt)
+    machine.console.expect("through\r\n", timeout=20)
+    assert machine.console.before.endswith("".join(f"{n}\r\n" for n in range(1, 2001)))
+    machine.console.sendline("stty echo")
+
+
+def test_interrupt_reaches_the_handler_that_the_program_has_set(machine: Machine) -> None:
+    numbers: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _frame: numbers.append(number))
+    try:
+        timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        assert machine.drive(lambda: bool(numbers), 20)
+        timer.join()
+        handler = signal.getsignal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert numbers == [signal.SIGINT] * 2
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_interrupted_run_leaves_a_console_that_can_be_used(machine: Machine) -> None:
