@@ -25,8 +25,9 @@ from bench.common import Report, in_turn, ratio_of_medians
 from devices.uart16550a import COM1, Uart16550A, UartState
 from emu.bus import PortBus
 from emu.cpu.abi import ffi
-from emu.cpu.cpu import Bypass, Exit
+from emu.cpu.bypass import Bypass
 from emu.cpu.library import load
+from emu.cpu.platform import Exit
 from tests.support.micro import DATA as GUEST_RESULTS
 from tests.support.micro import MicroGuest
 

@@ -11,9 +11,11 @@ from devices.mc146818 import Rtc
 from devices.uart16550a import COM1, Uart16550A
 from emu.bus import MsrBus, PortBus
 from emu.clock import GuestClock
+from emu.cpu.bypass import Bypass
 from emu.cpu.check import check
 from emu.cpu.constants import MSR_TSC
-from emu.cpu.cpu import Bypass, Cpu, Platform
+from emu.cpu.cpu import Cpu
+from emu.cpu.platform import Platform
 from emu.memory import HIGH_START, HOLE_START, GuestMemory
 from hypercalls.kvmclock import KvmClock
 from hypercalls.numbers import KVM_SYSTEM_TIME, KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD

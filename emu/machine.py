@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from emu.board import Board
 from emu.clock import GuestClock
 from emu.console import Console
-from emu.cpu.cpu import Exit
+from emu.cpu.platform import Exit
 from emu.ctrl_c import HeldInterrupt
 from emu.errors import GuestStopped
 from emu.guest import Result, SerialShell

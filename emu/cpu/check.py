@@ -8,7 +8,8 @@ from functools import cache
 
 from emu.cpu.abi import REMEDY, UNICORN_VERSION
 from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_SCE, MSR_EFER, MSR_LSTAR, MSR_SFMASK, MSR_STAR
-from emu.cpu.cpu import Cpu, Exit, Platform
+from emu.cpu.cpu import Cpu
+from emu.cpu.platform import Exit, Platform
 from emu.errors import UnsupportedHost
 
 RAM_BYTES = 64 * 1024

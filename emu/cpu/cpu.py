@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from emu.cpu import cpuid
 from emu.cpu.abi import address, ffi
+from emu.cpu.bypass import NO_PORT
 from emu.cpu.constants import (
     CONTROL_CPU_MODEL,
     CONTROL_TCG_BUFFER_SIZE,
@@ -57,6 +56,7 @@ from emu.cpu.constants import (
 from emu.cpu.kicker import Kicker
 from emu.cpu.layout import FEATURE_WORDS
 from emu.cpu.library import load
+from emu.cpu.platform import Exit, Platform
 from emu.cpu.registers import RAX, RCX, RDX, Registers
 from emu.errors import EmuError
 from emu.loader import BootState
@@ -64,8 +64,6 @@ from hypercalls import GuestFault
 
 VMCB_SIZE = 0x4000                      # the control block's page, the MSR permission map, one page to spare
 TCG_BUFFER_BYTES = 256 << 20
-BYPASS_BYTES = 4096
-NO_PORT = 0xFFFF_FFFF                   # a port number no access has: the bypass is disarmed
 
 INJECT_INTERRUPT = 0x100                # what a VM exit's handler returns: vector | kind | error code << 32
 RAISE_EXCEPTION = 0x200
@@ -75,66 +73,6 @@ _INTERCEPTS = (EXIT_VINTR, EXIT_CPUID, EXIT_MSR, EXIT_SHUTDOWN)
 _CR0_PG_ET_PE = 0x8000_0011
 _CR4_PAE = 1 << 5
 
-
-
-class Exit(enum.Enum):
-    """Why `Cpu.run` came back."""
-
-    KICK = "stopped from outside"
-    HALT = "HLT"
-    SHUTDOWN = "triple fault"
-    ERROR = "an error of the CPU"
-
-
-@dataclass
-class Platform:
-    """What the CPU asks of the board. Each is called on the CPU's thread, inside `Cpu.run`.
-
-    Attributes:
-        port_in: (port, size in bytes) -> value.
-        port_out: (port, size in bytes, value).
-        rdmsr: number -> value; may raise GuestFault.
-        wrmsr: (number, value); may raise GuestFault.
-        acknowledge: an INTA cycle: the vector to deliver, None if the request has gone.
-    """
-
-    port_in: Callable[[int, int], int]
-    port_out: Callable[[int, int, int], None]
-    rdmsr: Callable[[int], int]
-    wrmsr: Callable[[int, int], None]
-    acknowledge: Callable[[], int | None]
-
-
-class Bypass:
-    """The putchar bypass of the UART at `port`: armed, THR writes and LSR reads never enter Python."""
-
-    def __init__(self, context: Any, port: int) -> None:
-        self._context = context
-        self._port = port
-        self.bytes_taken = 0
-        self._memory = ffi.new("char[]", BYPASS_BYTES)
-        context.buffer = address(self._memory)
-        context.capacity = BYPASS_BYTES
-
-    def arm(self, lsr: int | None) -> None:
-        """Let THR writes be taken and LSR reads be answered by `lsr`; None sends both to the UART again."""
-        context = self._context
-        if lsr is None:
-            context.thr_port = context.lsr_port = NO_PORT
-        else:
-            context.lsr = lsr
-            context.thr_port = self._port
-            context.lsr_port = self._port + 5
-
-    def take(self) -> bytes:
-        """The bytes taken since the last call, in order."""
-        used = self._context.used
-        if not used:
-            return b""
-        data = ffi.buffer(self._memory, used)[:]
-        self._context.used = 0
-        self.bytes_taken += used
-        return bytes(data)
 
 
 class Cpu:

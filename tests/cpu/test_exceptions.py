@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from emu.cpu.cpu import Exit
+from emu.cpu.platform import Exit
 from tests.support import micro
 from tests.support.micro import (
     AF,

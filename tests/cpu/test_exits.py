@@ -9,7 +9,7 @@ import pytest
 
 from emu.cpu import cpuid
 from emu.cpu.constants import MSR_EFER
-from emu.cpu.cpu import Exit
+from emu.cpu.platform import Exit
 from hypercalls import GuestFault
 from tests.support.micro import CF, CODE, DATA, DIRECTION, FIXED, GP, IF, SF, UD, UNMAPPED, MicroGuest
 

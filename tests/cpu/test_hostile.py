@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from emu.cpu.cpu import Exit
+from emu.cpu.platform import Exit
 from emu.memory import GuestMemory
 from tests.cpu.attacks import MASK_64, RAX, RCX, attack, load, push
 from tests.cpu.hostile import Attack

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from emu.cpu.cpu import Exit
+from emu.cpu.platform import Exit
 from emu.memory import GIB, HIGH_START, GuestMemory
 from tests.support import micro
 from tests.support.micro import ALIAS, CODE, MicroGuest

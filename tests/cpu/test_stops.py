@@ -20,8 +20,9 @@ from emu.cpu.constants import (
     MSR_LSTAR,
     MSR_SFMASK,
 )
-from emu.cpu.cpu import Cpu, Exit
+from emu.cpu.cpu import Cpu
 from emu.cpu.library import load
+from emu.cpu.platform import Exit
 from tests.support.micro import BP, CODE, DATA, UD, USER_CODE, USER_CS32, MicroGuest, host_address
 from tests.support.remedies import run_alone
 

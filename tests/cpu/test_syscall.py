@@ -14,7 +14,7 @@ from emu.cpu.constants import (
     MSR_SFMASK,
     MSR_STAR,
 )
-from emu.cpu.cpu import Exit
+from emu.cpu.platform import Exit
 from tests.support import micro
 from tests.support.micro import (
     CODE,

@@ -162,7 +162,7 @@ def test_interrupt_in_the_midst_of_a_device_s_work_leaves_it_whole(machine: Mach
         signal.raise_signal(signal.SIGINT)
 
     machine.run("true", timeout=20)
-    machine.console.sendline("stty -echo; sleep 0.2; seq 2000; echo through")
+    machine.console.sendline("stty -echo; sleep 0.2; seq 2000; echo sum $((40 + 2))")
     machine.drive(lambda: False, 0.1)
     machine.serial_sinks.append(interrupt)
     try:
@@ -171,7 +171,7 @@ def test_interrupt_in_the_midst_of_a_device_s_work_leaves_it_whole(machine: Mach
                 machine.drive(lambda: False, 20)
     finally:
         machine.serial_sinks.remove(interrupt)
-    machine.console.expect("through\r\n", timeout=20)
+    machine.console.expect("sum 42\r\n", timeout=20)
     assert machine.console.before.endswith("".join(f"{n}\r\n" for n in range(1, 2001)))
     machine.console.sendline("stty echo")
 

@@ -18,7 +18,8 @@ ENOBUFS = 105
 @pytest.fixture
 def tracing(machine: Machine) -> Machine:
     """The machine with /sys/kernel/tracing."""
-    machine.run("[ -e /sys/kernel/tracing/trace ] || mount -t tracefs tracefs /sys/kernel/tracing", check=True, timeout=20)
+    mount = "[ -e /sys/kernel/tracing/trace ] || mount -t tracefs tracefs /sys/kernel/tracing"
+    machine.run(mount, check=True, timeout=20)
     return machine
 
 

@@ -60,7 +60,9 @@ def test_control_c_ends_what_runs_and_control_d_a_shell(console: emu.console.Con
 
 
 @pytest.mark.parametrize("log", [io.StringIO(), io.BytesIO()], ids=["text", "bytes"])
-def test_logfile_and_history_have_all_of_the_output(console: emu.console.Console, log: io.StringIO | io.BytesIO) -> None:
+def test_logfile_and_history_have_all_of_the_output(
+    console: emu.console.Console, log: io.StringIO | io.BytesIO
+) -> None:
     console.logfile = log
     console.sendline("for i in $(seq 400); do echo $i 世界; done; echo through")
     console.expect("through\r\n", timeout=20)

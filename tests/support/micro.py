@@ -14,7 +14,8 @@ from functools import cache
 
 from emu.cpu.abi import ffi
 from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, MSR_EFER, MSR_STAR
-from emu.cpu.cpu import Cpu, Exit, Platform
+from emu.cpu.cpu import Cpu
+from emu.cpu.platform import Exit, Platform
 from emu.cpu.registers import GENERAL
 from emu.loader import BootState
 from emu.memory import MIB, GuestMemory
