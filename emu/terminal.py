@@ -39,12 +39,15 @@ def raw_terminal(fd: int) -> Iterator[None]:
     if not os.isatty(fd):
         yield
         return
-    _saved.append((fd, termios.tcgetattr(fd)))
+    modes = termios.tcgetattr(fd)
+    _saved.append((fd, modes))
     atexit.register(restore_terminal)
     try:
         tty.setraw(fd, termios.TCSADRAIN)   # what was typed ahead is not lost
         yield
     finally:
+        if not _saved:      # a signal's handler was quicker, perhaps than raw mode itself
+            _saved.append((fd, modes))
         restore_terminal()
         atexit.unregister(restore_terminal)
 

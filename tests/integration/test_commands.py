@@ -16,7 +16,8 @@ pytestmark = pytest.mark.integration
 EVERY_BYTE = bytes(range(256))
 ODD_WORDS = [
     "", " two  blanks ", "it's", '"double"', "back\\slash", "new\nline", "\ttab", "$HOME `id` $(id)", "*", "~", "!",
-    "%s%d", "\\n", "-n", "a;b|c&d>e<f", "{1..3}", "# no comment", "grüße, 世界 🐧", "\x01\x03\x04\x11\x13\x1a\x1b\x7f", "\r\n",
+    "%s%d", "\\n", "-n", "a;b|c&d>e<f", "{1..3}", "# no comment", "grüße, 世界 🐧",
+    "\x01\x03\x04\x11\x13\x1a\x1b\x7f", "\r\n",
 ]
 
 
