@@ -17,7 +17,7 @@ test: $(DONE)
 	$(PYTEST)
 
 lint: $(DONE)
-	$(BIN)/python -m pip install --quiet '.[lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
