@@ -71,17 +71,21 @@ class Board:
         check()
         platform = Platform(self.ports.read, self.ports.write, self.msrs.read, self.msrs.write, self._acknowledge)
         self.cpu = Cpu(platform, VMCB)
-        self.intr = IntrPin(self.cpu.set_interrupt_line)
-        self.pics = PicPair(self.intr)
-        self.pit = Pit(self.pics.line(IRQ_PIT), clock)
-        self.rtc = Rtc(self.pics.line(IRQ_RTC), clock, memory.low_size, memory.high_size)
-        self.i8042 = I8042(self.pics.line(IRQ_KEYBOARD), self.pics.line(IRQ_AUX), reset)
-        self.bypass = Bypass(self.cpu.context, COM1)
-        self.com1 = Uart16550A(self.pics.line(IRQ_COM1), serial_output, self.bypass)
-        for name, device in self.devices.items():
-            self.ports.add(name, device)
-        self._map_memory()
-        self._add_msrs(wait)
+        try:
+            self.intr = IntrPin(self.cpu.set_interrupt_line)
+            self.pics = PicPair(self.intr)
+            self.pit = Pit(self.pics.line(IRQ_PIT), clock)
+            self.rtc = Rtc(self.pics.line(IRQ_RTC), clock, memory.low_size, memory.high_size)
+            self.i8042 = I8042(self.pics.line(IRQ_KEYBOARD), self.pics.line(IRQ_AUX), reset)
+            self.bypass = Bypass(self.cpu.context, COM1)
+            self.com1 = Uart16550A(self.pics.line(IRQ_COM1), serial_output, self.bypass)
+            for name, device in self.devices.items():
+                self.ports.add(name, device)
+            self._map_memory()
+            self._add_msrs(wait)
+        except BaseException:
+            self.cpu.close()
+            raise
 
     @property
     def devices(self) -> dict[str, PicPair | Pit | Rtc | I8042 | Uart16550A]:
@@ -92,10 +96,7 @@ class Board:
         pics = self.pics
         if not pics.pending:
             return None
-        vector = pics.acknowledge()
-        if not self.intr.level:
-            self.cpu.set_interrupt_line(False)
-        return vector
+        return pics.acknowledge()
 
     def _map_memory(self) -> None:
         for start, block in self.memory.blocks():

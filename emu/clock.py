@@ -33,6 +33,7 @@ class GuestClock:
 
     Attributes:
         next_ns: guest time of the earliest timer, `NEVER` if none is armed.
+        sooner: called when `next_ns` has become earlier.
         host_origin_ns: host monotonic time at guest time 0.
     """
 
@@ -40,6 +41,7 @@ class GuestClock:
         self.host_origin_ns = time.monotonic_ns()
         self._alarms: list[Alarm] = []
         self.next_ns = NEVER
+        self.sooner: Callable[[], None] = lambda: None
 
     def now_ns(self) -> int:
         """Guest monotonic time in nanoseconds."""
@@ -57,7 +59,10 @@ class GuestClock:
 
     def changed(self) -> None:
         """A deadline has changed."""
+        before = self.next_ns
         self.next_ns = min((a.deadline_ns for a in self._alarms if a.deadline_ns is not None), default=NEVER)
+        if self.next_ns < before:
+            self.sooner()
 
     def run_due(self) -> None:
         """Expire every timer whose deadline has come, the earliest first.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import enum
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from emu.board import Board
 from emu.clock import GuestClock
 from emu.console import Console
 from emu.cpu.platform import Exit
 from emu.ctrl_c import HeldInterrupt
-from emu.errors import GuestStopped
+from emu.errors import EmuError, GuestStopped
 from emu.guest import Result, SerialShell
 from emu.loader import BootState
 from emu.memory import GuestMemory
@@ -23,7 +25,8 @@ from emu.switching import fine_switching
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
 SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs
 STOPPED_NS = 1_000_000_000              # without a step: the guest is told that it did not run
-FOREVER_NS = 1 << 52                   # 52 days
+LONGEST_SLEEP_NS = 250_000_000          # a signal just before the sleep is not noticed by it
+FOREVER_NS = 1 << 52                    # 52 days
 
 
 class StopReason(enum.Enum):
@@ -63,16 +66,19 @@ class Machine:
         self.stop_reason: StopReason | None = None
         self.stop_detail = ""
         self._stop_requested = False
+        self._driver: int | None = None     # the thread inside `drive`
         self._interrupt = HeldInterrupt(self._hurry)
         self._seen_ns = time.monotonic_ns()
         self._idle_ns = 0
         self._run_ns = 0
         self._halts = 0
         self._kicks = 0
+        self._wakeup = -1
+        self.board = Board(self.memory, self.clock, self._serial_output, self._reset, _sleep_ns)
+        self.clock.sooner = self._timer_sooner
         self._poller = Poller()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.add(self._wakeup, self._woken)
-        self.board = Board(self.memory, self.clock, self._serial_output, self._reset, _sleep_ns)
         self.console = Console(self.serial_send, self.drive, self.watch_fd, self.unwatch_fd)
         self.serial_sinks.append(self.console.feed)
         self._shell = SerialShell(self.console)
@@ -114,6 +120,7 @@ class Machine:
 
     def serial_send(self, data: bytes) -> None:
         """Send bytes to the guest's COM1; on the machine's thread."""
+        self._check_open()
         self.board.com1.receive(data)
 
     def _serial_output(self, data: bytes) -> None:
@@ -141,11 +148,13 @@ class Machine:
             True when the condition holds, False when the time is over.
 
         Raises:
+            EmuError: the machine is closed, or is running already: in another thread, or below this call.
             GuestStopped: the guest has stopped and the condition does not hold.
             KeyboardInterrupt: the process got SIGINT; the machine can be driven on.
         """
-        end_ns = time.monotonic_ns() + (FOREVER_NS if timeout is None else int(timeout * 1e9))
-        with fine_switching(), self._interrupt.held():
+        self._check_open()
+        end_ns = time.monotonic_ns() + (FOREVER_NS if timeout is None else int(min(timeout, FOREVER_NS / 1e9) * 1e9))
+        with self._driven_here(), fine_switching(), self._interrupt.held():
             while not until():
                 self._interrupt.deliver()
                 if self.stop_reason is not None:
@@ -154,6 +163,18 @@ class Machine:
                     return False
                 self._step(until, end_ns)
         return True
+
+    @contextmanager
+    def _driven_here(self) -> Iterator[None]:
+        """This thread drives the machine; it may again below, in a callback between two slices."""
+        here, outer = threading.get_ident(), self._driver
+        if outer not in (None, here):
+            raise EmuError("the machine is running already, in another thread")
+        self._driver = here
+        try:
+            yield
+        finally:
+            self._driver = outer
 
     def run_to_end(self, timeout: float | None = None) -> StopReason | None:
         """Run until the guest stops.
@@ -174,8 +195,18 @@ class Machine:
 
     def _hurry(self) -> None:
         """Have the step that is under way end soon."""
-        os.eventfd_write(self._wakeup, 1)
-        self.board.cpu.stop()
+        if self._wakeup >= 0:
+            os.eventfd_write(self._wakeup, 1)
+            self.board.cpu.stop()
+
+    def _timer_sooner(self) -> None:
+        """A device wants to be called sooner than the run under way would end."""
+        soonest = time.monotonic_ns() + SHORTEST_SLICE_NS
+        self.board.cpu.bring_forward(max(self.clock.next_ns + self.clock.host_origin_ns, soonest))
+
+    def _check_open(self) -> None:
+        if self._wakeup < 0:
+            raise EmuError("the machine is closed")
 
     def _woken(self) -> None:
         os.eventfd_read(self._wakeup)
@@ -187,9 +218,9 @@ class Machine:
             self._stop(StopReason.REQUESTED)
             return
         started = time.monotonic_ns()
-        if started - self._seen_ns > STOPPED_NS:
+        stood_ns, self._seen_ns = started - self._seen_ns, started
+        if stood_ns > STOPPED_NS:
             board.kvmclock.guest_was_stopped()
-        self._seen_ns = started
         timer_ns = clock.next_ns + clock.host_origin_ns
         exit_ = board.cpu.run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
         self._run_ns += time.monotonic_ns() - started
@@ -218,7 +249,7 @@ class Machine:
             now = time.monotonic_ns()
             if now >= end_ns:
                 break
-            self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + FOREVER_NS) - now)
+            self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + LONGEST_SLEEP_NS) - now)
             clock.run_due()
         self._seen_ns = time.monotonic_ns()
         self._idle_ns += self._seen_ns - started
@@ -248,13 +279,17 @@ class Machine:
         return ExitStats(python, {kind: int(count) for kind, count in native.items()}, self._idle_ns, self._run_ns)
 
     def close(self) -> None:
-        """Free the CPU and the guest's memory."""
+        """Free the CPU and the guest's memory.
+
+        Raises:
+            EmuError: it is running.
+        """
         if self._wakeup >= 0:
-            self.console.close()
             self.board.close()
+            self.console.close()
+            wakeup, self._wakeup = self._wakeup, -1
+            os.close(wakeup)
             self.memory.close()
-            os.close(self._wakeup)
-            self._wakeup = -1
 
     def __enter__(self) -> Machine:
         return self

@@ -82,6 +82,7 @@ class KvmClock:
         self._page: int | None = None
         self._version = 0
         self._point = (*self._start, *multiplier_and_shift(SECOND_NS))    # tsc, ns, multiplier, shift
+        self._hz = SECOND_NS
         self._refreshes = 0
         self._stop_untold = False
         self._timer = clock.timer(self._refresh)
@@ -92,7 +93,11 @@ class KvmClock:
         if (short := self._start[1] + SHORTEST_CALIBRATION_NS - now) > 0:
             self._wait(short)
             tsc, now = self._sample()
-        return (tsc - self._start[0]) * SECOND_NS // (now - self._start[1])
+        if tsc <= self._start[0]:                   # the host's own counter was set back: measure afresh
+            self._start = tsc, now
+            return self._hz
+        self._hz = max((tsc - self._start[0]) * SECOND_NS // (now - self._start[1]), 1)
+        return self._hz
 
     def write_system_time(self, value: int) -> None:
         """MSR 0x4b564d01: bits 63-1 are the page's guest-physical address, bit 0 turns it on.
@@ -104,7 +109,7 @@ class KvmClock:
             self._page = None
             self._timer.disarm()
             return
-        self._page = value & ~ENABLE
+        self._page, self._stop_untold = value & ~ENABLE, False
         hz = self.frequency_hz()
         self._publish((*self._sample(), *multiplier_and_shift(hz)))
         self._refreshes = 0
@@ -148,12 +153,16 @@ class KvmClock:
         self._point = point
         self._version = self._version + 2 & 0xFFFF_FFFF      # even: the page is whole
         tsc, now, multiplier, shift = point
-        self._store(self._page, SYSTEM_TIME.pack(self._version, 0, tsc, now, multiplier, shift, TSC_STABLE | flags))
+        page = SYSTEM_TIME.pack(self._version, 0, tsc, now, multiplier, shift, TSC_STABLE | flags)
+        try:
+            self._store(self._page, page)
+        except GuestFault:
+            self._page = None
+            self._timer.disarm()
+            raise
 
     def _store(self, address: int, data: bytes) -> None:
         try:
             self._memory.write(address, data)
         except ValueError:
-            self._page = None
-            self._timer.disarm()
             raise GuestFault from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,6 @@ _CR0_PG_ET_PE = 0x8000_0011
 _CR4_PAE = 1 << 5
 
 
-
 class Cpu:
     """A CPU without memory: map some, enter a mode, run.
 
@@ -96,12 +96,20 @@ class Cpu:
         self._keep: list[object] = []   # what libunicorn points at
         self.msr_exits = 0
         self.interrupts = 0
-        self._open()
-        self._kicker = Kicker(self._library, self._uc)
-        self._make_callbacks()
-        self._add_hooks()
-        self._present_features()
         self.ram_bytes = 0
+        self._busy = threading.Lock()
+        self._deadline_ns = 0
+        self._uc: Any = None
+        self._kicker: Kicker | None = None
+        try:
+            self._open()
+            self._kicker = Kicker(self._library, self._uc)
+            self._make_callbacks()
+            self._add_hooks()
+            self._present_features()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         layout = self._library.layout
@@ -334,12 +342,19 @@ class Cpu:
             Why it came back. RIP, flags and CR2 are exact.
 
         Raises:
-            Whatever a platform function raised other than GuestFault; the guest has then stopped behind an
-                instruction.
+            EmuError: it is closed, or runs already (in another thread, or in an exit of its own).
+            Whatever a platform function raised other than GuestFault; the CPU can be run on.
         """
-        self._kicker.arm(until_ns)
-        error = self._api.uc_emu_start(self._uc, self._rip[0], 0, 0, 0)
-        self._kicker.disarm()
+        if self._kicker is None or not self._busy.acquire(blocking=False):
+            raise EmuError("the machine is closed" if self._kicker is None else "the machine is running already")
+        try:
+            self._failure = None
+            self._deadline_ns = until_ns
+            self._kicker.arm(until_ns)
+            error = self._api.uc_emu_start(self._uc, self._rip[0], 0, 0, 0)
+        finally:
+            self._kicker.disarm()
+            self._busy.release()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -350,12 +365,19 @@ class Cpu:
             return Exit.ERROR
         return Exit.HALT if self._halted[0] else Exit.KICK
 
+    def bring_forward(self, until_ns: int) -> None:
+        """Come back from the run under way at `until_ns`, if that is sooner; nothing happens between runs."""
+        if self._kicker is not None and self._busy.locked() and until_ns < self._deadline_ns:
+            self._deadline_ns = until_ns
+            self._kicker.arm(until_ns)
+
     error = ""
     """What libunicorn said with the last Exit.ERROR."""
 
     def stop(self) -> None:
         """Make `run` come back soon, from inside an exit or from another thread; may be lost between runs."""
-        self._api.uc_emu_stop(self._uc)
+        if self._uc is not None:
+            self._api.uc_emu_stop(self._uc)
 
     def set_interrupt_line(self, level: bool) -> None:
         """Drive the INTR pin; only on the CPU's thread."""
@@ -400,9 +422,17 @@ class Cpu:
         self.stop()
 
     def close(self) -> None:
-        """Free the engine; the CPU cannot be used again."""
-        if self._uc is not None:
+        """Free the engine; the CPU cannot be used again.
+
+        Raises:
+            EmuError: it is running.
+        """
+        if self._busy.locked():
+            raise EmuError("the machine is running; it cannot be closed now")
+        if self._kicker is not None:
             self._kicker.close()
-            self._api.uc_close(self._uc)
-            self._uc = None
+            self._kicker = None
+        if self._uc is not None:
+            uc, self._uc = self._uc, None
+            self._api.uc_close(uc)
             self._keep.clear()

@@ -9,6 +9,7 @@ the flag is not lost: the timer repeats every millisecond until it is disarmed.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import threading
 
@@ -57,20 +58,26 @@ class Kicker:
     """
 
     def __init__(self, library: Library, uc: object) -> None:
-        number = _claim_signal(library)
+        self._signal = _claim_signal(library)
         self._slot = ffi.new("uint64_t *", address(uc))
         _slots.append(self._slot)
+        self._make_timer()
+        self._value = ffi.new("int64_t[4]", [0, REPEAT_NS, 0, 0])
+        self._disarmed = ffi.new("int64_t[4]")
+
+    def _make_timer(self) -> None:
         event = ffi.new("struct sigevent_ *")
-        event.value, event.signal, event.notify = address(self._slot), number, SIGEV_SIGNAL
+        event.value, event.signal, event.notify = address(self._slot), self._signal, SIGEV_SIGNAL
         timer = ffi.new("void **")
         if libc.timer_create(CLOCK_MONOTONIC, event, timer):
             raise UnsupportedHost(f"cannot make a timer: {errno.errorcode.get(ffi.errno, ffi.errno)}")
         self._timer = timer[0]
-        self._value = ffi.new("int64_t[4]", [0, REPEAT_NS, 0, 0])
-        self._disarmed = ffi.new("int64_t[4]")
+        self._process = os.getpid()
 
     def arm(self, deadline_ns: int) -> None:
         """Stop the CPU when the host's monotonic clock reaches `deadline_ns`, and every millisecond after that."""
+        if self._process != os.getpid():            # a forked child inherits no timers
+            self._make_timer()
         value = self._value
         value[2], value[3] = divmod(deadline_ns, SECOND_NS) if deadline_ns > 0 else (0, 1)
         libc.timer_settime(self._timer, TIMER_ABSTIME, value, ffi.NULL)
@@ -82,4 +89,5 @@ class Kicker:
     def close(self) -> None:
         """Give the timer back; a signal that is already queued finds an empty slot."""
         self._slot[0] = 0
-        libc.timer_delete(self._timer)
+        if self._process == os.getpid():
+            libc.timer_delete(self._timer)

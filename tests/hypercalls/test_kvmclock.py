@@ -253,3 +253,22 @@ def test_a_stop_is_told_until_the_guest_has_seen_it() -> None:
     bench.ram.bytes[PAGE + SYSTEM_TIME.size - 3] &= ~GUEST_STOPPED  # the guest has seen it
     bench.clock.advance(REFRESH_NS[1])
     assert bench.page()[-1] == TSC_STABLE
+
+
+def test_bad_page_after_a_stop_is_the_guests_fault_and_turns_the_clock_off() -> None:
+    bench = Bench(1_000_000_000)
+    bench.kvmclock.write_system_time(PAGE | ENABLE)
+    bench.kvmclock.guest_was_stopped()
+    with pytest.raises(GuestFault):
+        bench.kvmclock.write_system_time(RAM_BYTES | ENABLE)
+    bench.kvmclock.guest_was_stopped()      # nothing to tell, nothing raised
+
+
+def test_bad_wall_clock_address_leaves_the_system_time_on() -> None:
+    bench = Bench(1_000_000_000)
+    bench.kvmclock.write_system_time(PAGE | ENABLE)
+    before = bench.ram.bytes[PAGE : PAGE + SYSTEM_TIME.size]
+    with pytest.raises(GuestFault):
+        bench.kvmclock.write_wall_clock(RAM_BYTES)
+    bench.kvmclock.guest_was_stopped()
+    assert bench.ram.bytes[PAGE : PAGE + SYSTEM_TIME.size] != before
