@@ -9,8 +9,6 @@ MODE_64 = 8                         # UC_MODE_64
 # uc_ctl
 CONTROL_USE_EXITS = 4               # UC_CTL_UC_USE_EXITS
 CONTROL_CPU_MODEL = 7               # UC_CTL_CPU_MODEL
-CONTROL_TB_FLUSH = 10               # UC_CTL_TB_FLUSH
-CONTROL_TLB_FLUSH = 11              # UC_CTL_TLB_FLUSH
 CONTROL_TCG_BUFFER_SIZE = 13        # UC_CTL_TCG_BUFFER_SIZE
 CPU_MODEL_QEMU64 = 0                # UC_CPU_X86_QEMU64
 
@@ -23,9 +21,9 @@ def control_write(control: int, arguments: int = 1) -> int:
 # Registers of uc_reg_read and uc_reg_write (unicorn/x86.h)
 REGISTER_EFLAGS = 25
 REGISTER_RIP = 41
-REGISTER_CR0, REGISTER_CR2, REGISTER_CR3, REGISTER_CR4 = 50, 52, 53, 54
-REGISTER_CS, REGISTER_DS, REGISTER_ES, REGISTER_FS, REGISTER_GS, REGISTER_SS = 11, 17, 28, 32, 33, 49
-REGISTER_IDTR, REGISTER_GDTR, REGISTER_LDTR, REGISTER_TR = 242, 243, 244, 245
+REGISTER_CR0, REGISTER_CR3, REGISTER_CR4 = 50, 53, 54
+REGISTER_CS, REGISTER_DS, REGISTER_ES, REGISTER_SS = 11, 17, 28, 49
+REGISTER_IDTR, REGISTER_GDTR = 242, 243
 REGISTER_MSR = 248
 
 # Hooks (unicorn/unicorn.h)
@@ -58,7 +56,6 @@ MSRPM_SIZE = 0x2000
 
 # hflags (QEMU 5.0.1, target/i386/cpu.h)
 HF_CPL = 3
-HF_INHIBIT_IRQ = 1 << 3
 HF_GUEST = 1 << 21
 
 INTERRUPT_WINDOW = 0x100            # CPU_INTERRUPT_VIRQ: exits as VINTR at the first block with IF=1 and no shadow
