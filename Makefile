@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest soak clean
+.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest bench-9p soak powercut fuzz test-long oracle-9p clean
 
 # The guest is fetched, booted and asked a few things; then how long everything took.
 demo: $(DONE)
@@ -24,8 +24,29 @@ lint: $(DONE)
 bench-boot bench-boots bench-serial bench-guest: bench-%: $(DONE)
 	$(BIN)/python -m bench.$*
 
+# The same script in a share of ours and in one of QEMU's.
+oracle-9p: $(DONE)
+	$(BIN)/python -m tests.oracle.ninep
+
+bench-9p: $(DONE)
+	$(BIN)/python -m bench.ninep
+
 soak: $(DONE)
 	$(BIN)/python -m bench.soak
+
+# Half a million malformed inputs: rings and registers, then 9p frames, some ten to an example.
+fuzz: $(DONE)
+	EMU_FUZZ_EXAMPLES=300000 $(PYTEST) --timeout=0 -p no:cacheprovider -k model tests/devices/virtio/test_fuzz_queue.py
+	EMU_FUZZ_EXAMPLES=20000 $(PYTEST) --timeout=0 -p no:cacheprovider -s tests/devices/p9/test_fuzz.py \
+	    tests/devices/virtio/test_fuzz_queue.py tests/devices/virtio/test_vsock_properties.py \
+	    tests/devices/virtio/test_blk.py
+
+# The tests that take minutes: a thousand connections, hundreds of MiB.
+test-long: $(DONE)
+	$(PYTEST) -m soak --timeout=7200
+
+powercut: $(DONE)
+	$(BIN)/python -m bench.powercut
 
 # Editable, so that a changed source needs no new installation. Debian packages venv apart from Python.
 $(DONE): setup.py pyproject.toml

@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["emu", "emu.*", "devices", "devices.*", "hypercalls", "hypercalls.*"]),
     package_data={
-        "emu": ["py.typed", "images/init.sh", "cpu/*.lst"],
+        "emu": ["py.typed", "images/*.sh", "cpu/*.lst"],
         "devices": ["py.typed"],
         "hypercalls": ["py.typed"],
     },

@@ -13,6 +13,7 @@ from emu.cache import Cache
 from emu.errors import EmuError
 from emu.fetch import fetch_busybox, fetch_guest
 from emu.images.cpio import Entry, write_archive
+from emu.images.modules import load_modules
 from emu.images.root import load_root
 
 __all__ = ["KERNELS", "ROOTS", "initramfs_file", "kernel_file", "root_file"]
@@ -43,21 +44,26 @@ def root_file(root: str) -> Path:
     return path
 
 
-def initramfs_file(root: str, scripts: dict[str, str] | None = None, compress: bool = True) -> Path:
+def initramfs_file(
+    root: str, scripts: dict[str, str] | None = None, compress: bool = True, modules: str | None = None
+) -> Path:
     """Write an initramfs that any machine can boot, and return its path under bench/out.
 
     Args:
         root: of `ROOTS`; the package's init is in it.
         scripts: text by name, put in the root directory of the guest as executable files.
         compress: with gzip, as distributions ship theirs.
+        modules: of `KERNELS`; that kernel's modules for virtio devices are in it.
     """
     archive = io.BytesIO()
     archive.write(load_root(root_file(root), Cache()))
+    archive.write(bytes(-archive.tell() % 4))       # Linux takes archives one behind the other, four-byte aligned
+    if modules:
+        archive.write(load_modules(fetch_guest(Cache(), modules, say=print).package_path, Cache()))
     if scripts:
-        archive.write(bytes(-archive.tell() % 4))   # Linux takes archives one behind the other, four-byte aligned
         write_archive([Entry(name, EXECUTABLE, text.encode()) for name, text in scripts.items()], archive)
     data = archive.getvalue()
-    name = "-".join([root, *(name.removesuffix(".sh") for name in scripts or {})])
+    name = "-".join([root, *([modules] if modules else []), *(name.removesuffix(".sh") for name in scripts or {})])
     path = OUTPUT / f"{name}.cpio{'.gz' if compress else ''}"
     OUTPUT.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")

@@ -56,9 +56,13 @@ Samples = dict[str, dict[str, list[float]]]
 """Seconds, by job and side."""
 
 
-def script() -> str:
-    """The guest's side: a job a line, a mark after each."""
-    cases = "\n".join(f"{name}) {command} ;;" for name, command in (JOBS | {"empty": ":"}).items())
+def script(jobs: Mapping[str, str]) -> str:
+    """The guest's side: a job a line, a mark after each.
+
+    Args:
+        jobs: commands by name; `empty`, which does nothing, is there besides.
+    """
+    cases = "\n".join(f"{name}) {command} ;;" for name, command in ({**jobs, "empty": ":"}).items())
     return f"#!/bin/sh\nstty -echo\necho READY\nwhile read -r job; do\ncase $job in\n{cases}\nesac\necho END\ndone\n"
 
 
@@ -119,7 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     report = Report("guest", f"jobs in a guest: Debian's {KERNEL} kernel, 256 MiB, both sides in turn")
     for root, prefix in PREFIXES.items():
-        settings = Settings(str(kernel_file(KERNEL)), str(initramfs_file(root, {SCRIPT: script()})))
+        settings = Settings(str(kernel_file(KERNEL)), str(initramfs_file(root, {SCRIPT: script(JOBS)})))
         samples: Samples = {}
         for boot in range(options.boots):
             idle = measure_boot(samples, settings, options.rounds, 0 if boot else options.idle)

@@ -30,6 +30,8 @@ class Settings:
         as_shipped: without the settings of a throw-away machine.
         busy_thread: another thread of the process computes, from before the machine is made.
         extra_stops: the CPU is stopped every 50 µs to 2.5 ms besides what the guest asks for.
+        share: a directory shared over 9p, mount tag "data".
+        security: how it keeps owners and modes: "none", "mapped" or "passthrough".
     """
 
     kernel: str
@@ -38,6 +40,8 @@ class Settings:
     as_shipped: bool = False
     busy_thread: bool = False
     extra_stops: bool = False
+    share: str | None = None
+    security: str = "none"
 
 
 def _compute_in_thread() -> None:
@@ -55,12 +59,17 @@ def _compute_in_thread() -> None:
 def main(argument: str) -> None:
     """Boot and connect the serial line; never returns."""
     settings = Settings(**json.loads(argument))
+    from emu.fittings import Share
     from emu.launch import boot
 
     if settings.busy_thread:
         _compute_in_thread()
     machine = boot(
-        kernel=settings.kernel, initrd=settings.initrd, append=settings.append, as_shipped=settings.as_shipped
+        kernel=settings.kernel,
+        initrd=settings.initrd,
+        append=settings.append,
+        as_shipped=settings.as_shipped,
+        shares={"data": Share(settings.share, security=settings.security)} if settings.share else None,
     )
 
     stops = 0

@@ -1,11 +1,14 @@
-"""Cost of a byte on the serial line: the full path through the buses and the UART, and the putchar bypass.
+"""Cost of a byte on the console: by the full path through buses and UART, by the putchar bypass, by hvc0.
 
     python -m bench.serial [--rounds N]
 
 `full_ns` and `bypass_ns` are the host's cost of one OUT that the CPU hands over: a write through the port bus to the
 UART, called from Python, and the bypass' machine code, called from machine code. `guest_full_ns` and `guest_bypass_ns`
-are what a loop of OUT instructions in a guest takes a byte, loop and delivery of the bytes included. Before that it is
-checked that neither the guest nor the other end of the line can tell the two apart; if they can, exit status 1.
+are what a loop of OUT instructions in a guest takes a byte, loop and delivery of the bytes included. `guest_hvc_ns` is
+the same for a loop that writes to a virtio console, with 2 KiB a request as Linux' terminals do, `guest_hvc_single_ns`
+with one byte a request; `hvc_gain` and `hvc_single_gain` are how many times cheaper that is than the UART's full path,
+`hvc_bypass_gain` than the bypass. Before that it is checked that neither the guest nor the other end of the serial
+line can tell bypass and full path apart; if they can, exit status 1.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.common import Report, in_turn, ratio_of_medians
+from bench.hvc_guest import HVC_WRITE, HvcGuest
 from devices.uart16550a import COM1, Uart16550A, UartState
 from emu.bus import PortBus
 from emu.cpu.abi import ffi
@@ -33,6 +37,7 @@ from tests.support.micro import MicroGuest
 
 ROUNDS = 20
 FULL_BYTES, BYPASS_BYTES = 40_000, 400_000
+HVC_WRITES = 2_000
 RANDOM_PROGRAMS, PROGRAM_LENGTH = 300, 200
 TIMEOUT_S = 60.0
 
@@ -221,19 +226,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each measurement ({ROUNDS})")
     rounds = parser.parse_args().rounds
     comparison = compare_paths()
-    report = Report("serial", "host and guest cost of a byte on the serial line, rounds in turn")
-    with closing(UartGuest(bypassed=True)) as bypassed, closing(UartGuest(bypassed=False)) as full:
+    report = Report("serial", "host and guest cost of a byte on the console, rounds in turn")
+    guests = closing(UartGuest(bypassed=True)), closing(UartGuest(bypassed=False)), closing(HvcGuest())
+    with guests[0] as bypassed, guests[1] as full, guests[2] as hvc:
         contestants: dict[str, Callable[[], float]] = {
             "full_ns": partial(_bus_write, full),
             "bypass_ns": partial(CallLoop(), bypassed),
             "guest_full_ns": partial(full.out_loop, FULL_BYTES),
             "guest_bypass_ns": partial(bypassed.out_loop, BYPASS_BYTES),
+            "guest_hvc_ns": partial(hvc.write_loop, HVC_WRITES, HVC_WRITE),
+            "guest_hvc_single_ns": partial(hvc.write_loop, HVC_WRITES, 1),
         }
         in_turn(1, contestants)
         times = in_turn(rounds, contestants)
     for name, samples in times.items():
         report.samples(name, samples, "ns")
     report.figure("bypass_ratio", ratio_of_medians(times["guest_bypass_ns"], times["guest_full_ns"]))
+    report.figure("hvc_gain", ratio_of_medians(times["guest_full_ns"], times["guest_hvc_ns"]))
+    report.figure("hvc_bypass_gain", ratio_of_medians(times["guest_bypass_ns"], times["guest_hvc_ns"]))
+    report.figure("hvc_single_gain", ratio_of_medians(times["guest_full_ns"], times["guest_hvc_single_ns"]))
     report.figure("programs_compared", comparison.programs)
     report.figure("identical", not comparison.different)
     report.finish()

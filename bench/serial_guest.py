@@ -28,6 +28,7 @@ QEMU = "qemu-system-x86_64"
 QEMU_MISSING = f"{QEMU} is not installed: no ratio, only our own figures"
 # The distribution's kernel as QEMU's users start it: no more than the console.
 QEMU_AS_SHIPPED = "console=ttyS0"
+QEMU_MODELS = {"none": "none", "mapped": "mapped-xattr", "passthrough": "passthrough"}
 CHUNK = 65536
 QUOTED_BYTES = 2000
 END_S = 5.0
@@ -114,6 +115,14 @@ class SerialGuest:
         fields = Path(f"/proc/{self._process.pid}/stat").read_bytes().rpartition(b")")[2].split()
         return sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")    # utime, stime (proc(5))
 
+    def kill(self) -> str:
+        """Kill the process in the midst of what it does; returns what the guest wrote that no call has found."""
+        self._process.kill()
+        while data := os.read(self._output_fd, CHUNK):
+            self.output += data
+        self._process.wait()
+        return self.output[self._searched :].decode("utf-8", "replace")
+
     def close(self) -> None:
         """End the process."""
         if self._process.poll() is None:
@@ -145,9 +154,14 @@ def have_qemu() -> bool:
 
 
 def qemu(settings: Settings) -> SerialGuest:
-    """Start QEMU's TCG with the same kernel, initramfs, memory and command line."""
+    """Start QEMU's TCG with the same kernel, initramfs, memory, command line and share."""
     line = QEMU_AS_SHIPPED if settings.as_shipped else command_line(settings.append)
+    share = (
+        *("-fsdev", f"local,id=share,path={settings.share},security_model={QEMU_MODELS[settings.security]}"),
+        *("-device", "virtio-9p-pci,fsdev=share,mount_tag=data"),
+    )
     return SerialGuest([
         *(QEMU, "-accel", "tcg", "-m", str(DEFAULT_MEMORY // MIB), "-nographic", "-no-reboot"),
         *("-kernel", settings.kernel, "-initrd", settings.initrd, "-append", line),
+        *(share if settings.share else ()),
     ])

@@ -6,10 +6,10 @@ The protocols below are all that a device may ask for, and all that it must offe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Clock", "Device", "IrqLine", "PortRanges", "Timer"]
+__all__ = ["Clock", "Device", "Files", "IrqLine", "Memory", "MmioDevice", "OutsideMemory", "PortRanges", "Timer"]
 
 PortRanges = tuple[tuple[int, int], ...]
 """(first port, length) of each range a device claims; offsets count from the first range's first port."""
@@ -61,3 +61,54 @@ class Device(Protocol):
 
     def save(self) -> Any:
         """The whole state as a frozen dataclass of plain values."""
+
+
+class OutsideMemory(ValueError):
+    """A guest-physical range that is not all RAM."""
+
+
+class Memory(Protocol):
+    """Guest RAM as a device's DMA sees it; addresses are guest-physical.
+
+    Every method raises `OutsideMemory` unless the whole range is RAM.
+    """
+
+    def read(self, address: int, size: int, /) -> bytes:
+        """Copy of `size` bytes."""
+
+    def write(self, address: int, data: bytes | bytearray | memoryview, /) -> None:
+        """Store bytes; code that the CPU translated from there is dropped."""
+
+    def view(self, address: int, size: int, /) -> memoryview:
+        """The RAM itself, for vectored I/O; after writing to it, `written` must be called."""
+
+    def written(self, address: int, size: int, /) -> None:
+        """Bytes were stored through a view: drop the code that the CPU translated from there."""
+
+    def views(self, addresses: Sequence[int], sizes: Sequence[int], /) -> list[memoryview]:
+        """`view` of many ranges, none of them empty."""
+
+    def written_all(self, addresses: Sequence[int], sizes: Sequence[int], /) -> None:
+        """`written` of many ranges."""
+
+
+class MmioDevice(Protocol):
+    """A device in the memory address space; a device knows offsets, the bus knows addresses."""
+
+    def read(self, offset: int, size: int, /) -> int:
+        """Read 1, 2, 4 or 8 bytes."""
+
+    def write(self, offset: int, size: int, value: int, /) -> None:
+        """Write 1, 2, 4 or 8 bytes."""
+
+
+class Files(Protocol):
+    """Host files that the machine's thread waits for beside the guest."""
+
+    def watch(
+        self, fd: int, readable: Callable[[], None] | None = None, writable: Callable[[], None] | None = None
+    ) -> None:
+        """Call back on the machine's thread while `fd` can be read, or written; replaces what was asked before."""
+
+    def forget(self, fd: int) -> None:
+        """End that; nothing happens if it was not watched."""

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from devices import IrqLine
+from devices.acpi_pm import AcpiPm, ResetControl
 from devices.i8042 import I8042
 from devices.i8254 import Pit
 from devices.i8259 import PicPair
+from devices.ioapic import IoApic
+from devices.lapic import LocalApic, ReservedRegister
 from devices.mc146818 import Rtc
+from devices.pci import PciBus
 from devices.uart16550a import COM1, Uart16550A
-from emu.bus import MsrBus, PortBus
+from devices.virtio.device import VirtioDevice
+from devices.virtio.pci import VirtioPci
+from emu.acpi.tables import AcpiConfig, build_tables, gsi_of
+from emu.bus import MmioBus, MsrBus, PortBus
 from emu.clock import GuestClock
 from emu.cpu.bypass import Bypass
 from emu.cpu.check import check
-from emu.cpu.constants import MSR_TSC
+from emu.cpu.constants import MSR_APIC_BASE, MSR_TSC, MSR_TSC_DEADLINE, MSR_X2APIC_END, MSR_X2APIC_START
 from emu.cpu.cpu import Cpu
 from emu.cpu.platform import Platform
+from emu.errors import EmuError
 from emu.memory import HIGH_START, HOLE_START, GuestMemory
+from emu.wires import Branch, Junction
+from hypercalls import GuestFault
 from hypercalls.kvmclock import KvmClock
 from hypercalls.numbers import KVM_SYSTEM_TIME, KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD
 
-IRQ_PIT, IRQ_KEYBOARD, IRQ_COM1, IRQ_RTC, IRQ_AUX = 0, 1, 4, 8, 12
+IRQ_PIT, IRQ_KEYBOARD, IRQ_COM1, IRQ_RTC, IRQ_SCI, IRQ_AUX = 0, 1, 4, 8, 9, 12
+PCI_SLOTS = 31                          # besides the host bridge's
+IRQ_PCI = 10, 11                        # INTx of even and of odd slots on the 8259A
+GSI_PIT = 2                             # as on every PC: pin 0 is the 8259A's
 
-VMCB = 0xFD00_0000                      # 16 KiB in the hole below 4 GiB
+LAPIC, IOAPIC = 0xFEE0_0000, 0xFEC0_0000
+PAGE = 0x1000
+VMCB = 0xFD00_0000                      # 16 KiB in the hole below 4 GiB; PCI's window ends here
 VMCB_END = VMCB + 0x4000
+PCI_CONFIG, PCI_CONFIG_SIZE = 0xFD10_0000, 0x10_0000    # of one bus
 ADDRESS_SPACE = 1 << 52
+LAPIC_MSRS = (
+    (MSR_X2APIC_START, MSR_X2APIC_END), (MSR_TSC_DEADLINE, MSR_TSC_DEADLINE + 1), (MSR_APIC_BASE, MSR_APIC_BASE + 1)
+)
+SECOND_NS = 1_000_000_000
 
 
 class IntrPin:
@@ -46,14 +67,16 @@ class IntrPin:
 
 
 class Board:
-    """CPU, memory and devices, wired as on a PC of 1990: two 8259A, 8254, MC146818, 8042, one 16550A.
+    """CPU, memory and devices, wired as on a PC: ISA devices, local and I/O APIC, ACPI, PCI with virtio functions.
 
     Args:
-        memory: the guest's RAM.
+        memory: the guest's RAM, zeroed.
         clock: guest time.
         serial_output: gets what the guest sends on COM1.
         reset: called when the guest resets the machine.
+        power_off: called when the guest powers it off.
         wait: lets a number of nanoseconds pass.
+        virtio: the virtio devices, for PCI slots 1, 2, ... in this order; they outlive the board.
     """
 
     def __init__(
@@ -62,53 +85,109 @@ class Board:
         clock: GuestClock,
         serial_output: Callable[[bytes], None],
         reset: Callable[[], None],
+        power_off: Callable[[], None],
         wait: Callable[[int], None],
+        virtio: Sequence[VirtioDevice] = (),
     ) -> None:
         self.memory = memory
         self.clock = clock
         self.ports = PortBus()
         self.msrs = MsrBus()
+        self.virtio: list[VirtioPci] = []
         check()
-        platform = Platform(self.ports.read, self.ports.write, self.msrs.read, self.msrs.write, self._acknowledge)
+        platform = Platform(
+            port_in=self.ports.read,
+            port_out=self.ports.write,
+            rdmsr=self.msrs.read,
+            wrmsr=self.msrs.write,
+            acknowledge=lambda: self.lapic.acknowledge(),
+            read_cr8=lambda: self.lapic.cr8,
+            write_cr8=lambda priority: setattr(self.lapic, "cr8", priority),
+        )
         self.cpu = Cpu(platform, VMCB)
         try:
-            self.intr = IntrPin(self.cpu.set_interrupt_line)
-            self.pics = PicPair(self.intr)
-            self.pit = Pit(self.pics.line(IRQ_PIT), clock)
-            self.rtc = Rtc(self.pics.line(IRQ_RTC), clock, memory.low_size, memory.high_size)
-            self.i8042 = I8042(self.pics.line(IRQ_KEYBOARD), self.pics.line(IRQ_AUX), reset)
+            self._add_interrupt_controllers()
             self.bypass = Bypass(self.cpu.context, COM1)
-            self.com1 = Uart16550A(self.pics.line(IRQ_COM1), serial_output, self.bypass)
-            for name, device in self.devices.items():
-                self.ports.add(name, device)
+            self._add_isa_devices(serial_output, reset, power_off)
+            self.pci = PciBus(ResetControl(reset))
+            self.ports.add_wide("pci", self.pci)
+            self._add_virtio(virtio)
             self._map_memory()
             self._add_msrs(wait)
+            self._write_tables()
         except BaseException:
-            self.cpu.close()
+            self.close()
             raise
 
-    @property
-    def devices(self) -> dict[str, PicPair | Pit | Rtc | I8042 | Uart16550A]:
-        """Every device by name."""
-        return {"i8259": self.pics, "i8254": self.pit, "rtc": self.rtc, "i8042": self.i8042, "com1": self.com1}
+    # -- interrupts --------------------------------------------------------------------------------------------
 
-    def _acknowledge(self) -> int | None:
-        pics = self.pics
-        if not pics.pending:
-            return None
-        return pics.acknowledge()
+    def _add_interrupt_controllers(self) -> None:
+        self.intr = IntrPin(self.cpu.set_interrupt_line)
+        self.lapic = LocalApic(self.intr, self.clock, self)
+        self.pics = PicPair(self.lapic.lint0)
+        self.lapic.external = self._acknowledge_pics
+        self.ioapic = IoApic(self.lapic.accept_message)
+        self.lapic.eoi_broadcast = self.ioapic.eoi
+        self.ports.add("i8259", self.pics)
+
+    def _isa_line(self, irq: int) -> IrqLine:
+        return Branch(self.pics.line(irq), self.ioapic.line(GSI_PIT if irq == IRQ_PIT else irq))
+
+    def _acknowledge_pics(self) -> int | None:
+        return self.pics.acknowledge() if self.pics.pending else None
+
+    # -- devices -----------------------------------------------------------------------------------------------
+
+    def _add_isa_devices(
+        self, serial_output: Callable[[bytes], None], reset: Callable[[], None], power_off: Callable[[], None]
+    ) -> None:
+        memory, clock = self.memory, self.clock
+        self.pit = Pit(self._isa_line(IRQ_PIT), clock)
+        self.rtc = Rtc(self._isa_line(IRQ_RTC), clock, memory.low_size, memory.high_size)
+        self.i8042 = I8042(self._isa_line(IRQ_KEYBOARD), self._isa_line(IRQ_AUX), reset)
+        self.com1 = Uart16550A(self._isa_line(IRQ_COM1), serial_output, self.bypass)
+        self.acpi_pm = AcpiPm(self._isa_line(IRQ_SCI), clock, power_off)
+        self.ports.add("i8254", self.pit)
+        self.ports.add("rtc", self.rtc)
+        self.ports.add("i8042", self.i8042)
+        self.ports.add("com1", self.com1)
+        self.ports.add_wide("acpi", self.acpi_pm)
+
+    def _add_virtio(self, devices: Sequence[VirtioDevice]) -> None:
+        if len(devices) > PCI_SLOTS:
+            raise EmuError(f"{len(devices)} devices are too many: PCI has slots for {PCI_SLOTS}")
+        on_pic = [Junction(self.pics.line(irq)) for irq in IRQ_PCI]
+        for slot, device in enumerate(devices, start=1):
+            intx = Branch(on_pic[slot % 2].wire(), self.ioapic.line(gsi_of(slot, 0)))
+            function = VirtioPci(device, self.memory, intx, self.lapic.accept_message, IRQ_PCI[slot % 2])
+            self.pci.add(slot, function)
+            self.virtio.append(function)
+
+    # -- address space -----------------------------------------------------------------------------------------
 
     def _map_memory(self) -> None:
         for start, block in self.memory.blocks():
             self.cpu.map_ram(start, block)
         self.memory.drop_code = self.cpu.drop_code
         self.cpu.open_trap_door()
-        # Open bus over all that is left: an access outside every region would end the run
+        self.memory.code_pages = self.cpu.code_pages
+        self.mmio = MmioBus(self.pci.memory)
+        self.mmio.add("pci configuration", PCI_CONFIG, PCI_CONFIG_SIZE, self.pci.configuration)
+        self.mmio.add("ioapic", IOAPIC, PAGE, self.ioapic)
+        self.mmio.add("lapic", LAPIC, PAGE, self.lapic)
+        # All that is not RAM: an access outside every region would end the run
         low, high = self.memory.low_size, HIGH_START + self.memory.high_size
         holes = [(low, HOLE_START), (HOLE_START, VMCB), (VMCB_END, HIGH_START), (high, ADDRESS_SPACE)]
         for start, end in holes:
             if start < end:
-                self.cpu.map_mmio(start, end - start, _open_bus_read, _open_bus_write)
+                self.cpu.map_mmio(start, end - start, self.mmio.read, self.mmio.write)
+
+    def _write_tables(self) -> None:
+        config = AcpiConfig(pci_memory=(HOLE_START, VMCB - HOLE_START), pci_config=PCI_CONFIG)
+        for address, table in build_tables(config):
+            self.memory.write(address, table)
+
+    # -- MSRs --------------------------------------------------------------------------------------------------
 
     def _add_msrs(self, wait: Callable[[int], None]) -> None:
         self.kvmclock = KvmClock(self.memory, self.clock, self._sample_time, wait)
@@ -119,6 +198,24 @@ class Board:
             self.msrs.add(f"kvmclock {number:#x}", number, write=self.kvmclock.write_wall_clock)
         for number in (KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK_OLD):
             self.cpu.trap_msr(number)
+        for first, end in LAPIC_MSRS:
+            self.msrs.add_range("lapic", first, end, self._read_lapic, self._write_lapic)
+            for number in range(first, end):
+                self.cpu.trap_msr(number)
+
+    def _read_lapic(self, number: int) -> int:
+        try:
+            return self.lapic.read_msr(number)
+        except ReservedRegister:
+            raise GuestFault from None
+
+    def _write_lapic(self, number: int, value: int) -> None:
+        try:
+            self.lapic.write_msr(number, value)
+        except ReservedRegister:
+            raise GuestFault from None
+
+    # -- time --------------------------------------------------------------------------------------------------
 
     def _sample_time(self) -> tuple[int, int]:
         """The guest's TSC and guest time at one moment: of five readings the one least disturbed."""
@@ -132,14 +229,19 @@ class Board:
         assert best is not None
         return best[1], best[2]
 
+    def now(self) -> int:
+        """The guest's TSC (devices.lapic.TscClock)."""
+        return self.cpu.tsc()
+
+    def ns_at(self, tsc: int) -> int:
+        """Guest time in nanoseconds at which the guest's TSC reads `tsc` (devices.lapic.TscClock)."""
+        # Rounded up: an interrupt before its time would only make the guest set the timer once more
+        return self.clock.now_ns() - (self.cpu.tsc() - tsc) * SECOND_NS // self.kvmclock.hz
+
+    # -- the rest ----------------------------------------------------------------------------------------------
+
     def close(self) -> None:
-        """Free the CPU."""
+        """Free the CPU, and guest memory of its users; the virtio devices stay."""
+        for function in self.virtio:
+            function.close()
         self.cpu.close()
-
-
-def _open_bus_read(_offset: int, size: int) -> int:
-    return (1 << 8 * size) - 1
-
-
-def _open_bus_write(_offset: int, _size: int, _value: int) -> None:
-    pass

@@ -127,6 +127,7 @@ class Console:
             `GuestStopped` if the guest stopped before.
         watch_fd: calls back on the guest's thread when a host file descriptor can be read.
         unwatch_fd: ends that.
+        resize: tells the guest its console's columns and rows; None: there is no way to.
 
     As in pexpect, `before`, `after` and `match` are set by the last `expect`, patterns that are strings are
     regular expressions with DOTALL, and `logfile` (text or binary) gets a copy of all output.
@@ -138,6 +139,7 @@ class Console:
         drive: Drive,
         watch_fd: Callable[[int, Callable[[], None]], None],
         unwatch_fd: Callable[[int], None],
+        resize: Callable[[int, int], None] | None = None,
     ) -> None:
         self.timeout: float | None = 30.0
         self.before = ""
@@ -150,6 +152,7 @@ class Console:
         self._send = send
         self._watch_fd = watch_fd
         self._unwatch_fd = unwatch_fd
+        self._resize = resize
         self._log_decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._history = _Ring(HISTORY_BYTES)
         self._unread = _Unread()
@@ -223,6 +226,11 @@ class Console:
         """Type Ctrl-D."""
         return self.sendcontrol("d")
 
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell the guest how large its console is, in characters; over a serial line there is no way to."""
+        if self._resize is not None:
+            self._resize(columns, rows)
+
     # Waiting
 
     def expect(self, pattern: Any, timeout: float | None = -1) -> int:
@@ -284,12 +292,12 @@ class Console:
 
         Also returns when the guest stops, or what reads our output has gone. On a terminal every key goes to the
         guest, Ctrl-C too. Input that is no terminal is typed as it comes; its end is typed as Ctrl-D, and
-        a guest that panics ends the session then.
+        a guest that panics ends the session then. The guest is told the terminal's size, as often as that changes.
         Unread output is shown first.
         """
         from emu.terminal import Interaction, raw_terminal
 
-        session = Interaction(self.send, escape, lambda: self.panics.line is not None)
+        session = Interaction(self.send, escape, lambda: self.panics.line is not None, self.resize)
         session.show(self.buffer.encode())
         self.discard()
         self._outputs.append(session.show)
@@ -301,8 +309,12 @@ class Console:
         self._watch_fd(session.input_fd, typed)
         try:
             with raw_terminal(session.input_fd):
-                while not self.drive(session.over, session.patience_s()):
-                    session.nothing_happened()
+                while not session.over():
+                    def attention(ended: bool = session.input_ended) -> bool:
+                        return session.over() or session.input_ended != ended
+
+                    if not self.drive(attention, session.patience_s()):
+                        session.nothing_happened()
         except GuestStopped:
             pass
         finally:
@@ -344,6 +356,7 @@ class _Search:
 
     def __init__(self, unread: _Unread, patterns: Sequence[re.Pattern[str]]) -> None:
         self.cost_s = 0.0
+        self._is_likely = False         # kept until the next look at the whole text: `recent` may be asked twice
         self._unread = unread
         self._patterns = patterns
 
@@ -353,16 +366,16 @@ class _Search:
     def whole(self) -> bool:
         started = monotonic()
         found = _first_match(self._patterns, self._unread.text())
-        self._unread.fresh = False
+        self._unread.fresh = self._is_likely = False
         self.cost_s = monotonic() - started
         return found is not None
 
     def recent(self) -> bool:
-        """Whether anything that arrived since the last call completes a match; True may be a false alarm."""
-        if not self._unread.fresh:
-            return False
-        tail = self._unread.take_in()
-        return any(p.search(tail) for p in self._patterns)
+        """Whether anything that arrived since the last look completes a match; True may be a false alarm."""
+        if self._unread.fresh and not self._is_likely:
+            tail = self._unread.take_in()
+            self._is_likely = any(p.search(tail) for p in self._patterns)
+        return self._is_likely
 
 
 def _text(pattern: str | bytes) -> str:

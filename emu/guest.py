@@ -84,11 +84,14 @@ class SerialShell:
 
     # Is a shell there?
 
-    def wait_prompt(self, timeout: float | None = FRESH_SHELL_S) -> None:
+    def wait_prompt(
+        self, timeout: float | None = FRESH_SHELL_S, unless: Callable[[], bool] = lambda: False
+    ) -> None:
         """Run the guest until a shell answers on its console, whatever its prompt looks like.
 
         Args:
             timeout: host seconds, None for ever.
+            unless: when this holds, come back without having found one.
 
         Raises:
             GuestTimeout, GuestStopped, GuestError: in time no shell; the guest stopped; its kernel panicked.
@@ -99,9 +102,10 @@ class SerialShell:
         self._console.tap = probe.tap
         silence, asked = SILENCE_S if self._console.recent(1) else FIRST_SILENCE_S, False
         try:
-            while not probe.answered:
+            while not (probe.answered or unless()):
                 probe.fresh = False
-                if self._drive(lambda: probe.fresh, SETTLE_S if probe.at_prompt() and not asked else silence):
+                wait_s = SETTLE_S if probe.at_prompt() and not asked else silence
+                if self._drive(lambda: probe.fresh or unless(), wait_s):
                     silence = silence if asked else SILENCE_S
                     continue
                 # No quotes in it: a line whose start was lost must not leave the shell inside a string.
@@ -110,7 +114,7 @@ class SerialShell:
                 asked = True
         finally:
             self._console.tap = None
-        self._shell_there = True
+        self._shell_there = probe.answered
 
     # Commands
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from emu.acpi.tables import RSDP_ADDRESS
 from emu.cache import Cache
 from emu.errors import EmuError
-from emu.fetch import KERNELS, fetch_guest
+from emu.fetch import KERNELS, Guest, fetch_guest
+from emu.fittings import DiskImage, Fittings, Share
 from emu.images.initramfs import load_initramfs
-from emu.images.root import load_root
+from emu.images.root import is_disk_image, load_root
 from emu.loader.kernel import load_kernel
 from emu.loader.linux import command_line, load_linux
 from emu.machine import Machine
 from emu.memory import MIB
 from emu.switching import fine_switching
 
+__all__ = ["CONSOLES", "DEFAULT_GUEST", "DEFAULT_KERNEL", "DEFAULT_MEMORY", "ROOT_TRANSPORTS", "boot"]
+
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_GUEST = "alpine"
 DEFAULT_KERNEL = "alpine"
+ROOT_TRANSPORTS = ("initramfs", "9p")
+HVC = "hvc0"
+CONSOLES = ("ttyS0", HVC)
 
+RESERVED_TAGS = "emu-"
+ROOT_DISK = "root=/dev/vda"
+
+Path_ = str | os.PathLike[str]
 Phase = Callable[[str], AbstractContextManager[object]]
 
 
@@ -28,13 +41,31 @@ def _no_phases(_name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+@dataclass
+class _Root:
+    """How the guest gets its root: archives for its memory, what is plugged in for it, words on its command line."""
+
+    archives: list[memoryview]
+    shares: dict[str, Share] = field(default_factory=dict)
+    disks: list[DiskImage] = field(default_factory=list)
+    settings: str = ""
+
+
 def boot(
     guest: str = DEFAULT_GUEST,
     *,
-    kernel: str | Path | None = None,
-    initrd: str | Path | None = None,
-    root: str | Path | None = None,
+    kernel: Path_ | None = None,
+    modules: Path_ | None = None,
+    initrd: Path_ | None = None,
+    root: Path_ | Share | DiskImage | None = None,
+    root_over: str = "initramfs",
     memory: int = DEFAULT_MEMORY,
+    shares: Mapping[str, Path_ | Share] | None = None,
+    disks: Sequence[Path_ | DiskImage] = (),
+    vsock: bool | Path_ = False,
+    config: Path_ | None = None,
+    console: str = "ttyS0",
+    channel: bool = True,
     append: str | None = None,
     cmdline: str | None = None,
     as_shipped: bool = False,
@@ -46,9 +77,18 @@ def boot(
         guest: "alpine", fetched once.
         kernel: a bzImage or an ELF vmlinux, or the name of one to fetch: "generic" or "cloud" for Debian's, "alpine"
             for Alpine's own or, where its mirror cannot be reached, Debian's generic one.
+        modules: the kernel's modules: its package, or a directory lib/modules/RELEASE. A fetched kernel has its own.
         initrd: an initramfs to use as it is.
-        root: a root file system (tar archive or directory) to make an initramfs of.
+        root: a root file system: a tar archive or a directory, of which an initramfs is made, or an image of ext4,
+            which becomes the first disk.
+        root_over: "9p" for a directory that the guest works in where it is, instead of a copy in its memory.
         memory: bytes of RAM, 64 MiB to 8 GiB.
+        shares: directories of the host by mount tag; the guest has them at /mnt/<tag>.
+        disks: raw images, /dev/vda and on.
+        vsock: True for sockets between the guest and this program, a path for a socket file as well.
+        config: a directory that configures the guest (docs/guest.md).
+        console: "ttyS0", or "hvc0" for a virtio console, which is quicker once its driver is there.
+        channel: let commands and files go through an agent in the guest; without, `run` uses the console's shell.
         append: settings added to the kernel's command line.
         cmdline: settings instead of the default command line.
         as_shipped: leave out the settings of a throw-away machine; the distribution's own apply.
@@ -61,35 +101,90 @@ def boot(
         raise EmuError(f"unknown guest {guest!r}: there is {DEFAULT_GUEST}")
     if initrd is not None and root is not None:
         raise EmuError("an initramfs and a root file system were both given; one is enough")
+    if root_over not in ROOT_TRANSPORTS:
+        raise EmuError(f"a root over {root_over!r}: there are {' and '.join(ROOT_TRANSPORTS)}")
+    if console not in CONSOLES:
+        raise EmuError(f"a console {console!r}: there are {' and '.join(CONSOLES)}")
     phase = phases or _no_phases
     cache = Cache()
     with fine_switching():
         with phase("find the guest"):
-            kernel_path, root_path = _files(cache, kernel, initrd, root)
+            fetched = _fetched(cache, kernel, initrd, root, root_over)
         with phase("load the kernel"):
-            image = load_kernel(kernel_path, cache)
+            named = kernel is None or str(kernel) in KERNELS
+            image = load_kernel(fetched.kernel_path if named and fetched else Path(str(kernel)), cache)
         with phase("load the root"):
-            archive = load_initramfs(initrd, cache) if initrd is not None else load_root(root_path, cache)
+            made = _root(cache, fetched, initrd, root, root_over)
+            source = modules if modules is not None else fetched.package_path if named and fetched else None
+            if source is not None and initrd is None:
+                from emu.images.modules import load_modules
+
+                made.archives.append(load_modules(os.fspath(source), cache))
+        fittings = Fittings(
+            made.shares | _shares(shares or {}, config),
+            (*made.disks, *(disk if isinstance(disk, DiskImage) else DiskImage(disk) for disk in disks)),
+            vsock,
+            channel=channel,
+            hvc=console == HVC,
+        )
         with phase("make the machine"):
-            machine = Machine(memory)
+            machine = Machine(memory, fittings)
         try:
             with phase("fill its memory"):
-                machine.start(load_linux(machine.memory, image, archive, command_line(append, cmdline, as_shipped)))
+                more = f"console={HVC}" if fittings.hvc else ""
+                settings = command_line(f"{more} {made.settings} {append or ''}", cmdline, as_shipped)
+                machine.boot(lambda memory: load_linux(memory, image, made.archives, settings, RSDP_ADDRESS))
         except BaseException:
             machine.close()
             raise
     return machine
 
 
-def _files(
-    cache: Cache, kernel: str | Path | None, initrd: str | Path | None, root: str | Path | None
-) -> tuple[Path, Path]:
-    """The kernel's and the root's paths; what was not given is the default guest's."""
+def _fetched(
+    cache: Cache, kernel: Path_ | None, initrd: Path_ | None, root: Path_ | Share | DiskImage | None, root_over: str
+) -> Guest | None:
+    """The default guest, or None if nothing of it is needed."""
     name = DEFAULT_KERNEL if kernel is None else str(kernel)
-    kernel_path = None if name in KERNELS else Path(name)
-    root_path = initrd if initrd is not None else root
-    if kernel_path is None or root_path is None:
-        fetched = fetch_guest(cache, name if kernel_path is None else DEFAULT_KERNEL)
-        kernel_path = kernel_path or fetched.kernel_path
-        root_path = root_path if root_path is not None else fetched.root_path
-    return kernel_path, Path(root_path)
+    has_root = initrd is not None or (root is not None and not _is_mounted(root, root_over))
+    if name not in KERNELS and has_root:
+        return None
+    return fetch_guest(cache, name if name in KERNELS else DEFAULT_KERNEL)
+
+
+def _is_mounted(root: Path_ | Share | DiskImage, root_over: str) -> bool:
+    """Whether the guest mounts its root, with the default guest's tools, and does not have it in memory."""
+    return isinstance(root, Share | DiskImage) or root_over == "9p" or is_disk_image(root)
+
+
+def _root(
+    cache: Cache, fetched: Guest | None, initrd: Path_ | None, root: Path_ | Share | DiskImage | None, root_over: str
+) -> _Root:
+    if initrd is not None:
+        return _Root([load_initramfs(os.fspath(initrd), cache)])
+    if root is None and root_over == "9p":
+        raise EmuError("a root over 9p is a directory; say which")
+    if root is None or not _is_mounted(root, root_over):
+        path = fetched.root_path if root is None and fetched else root
+        assert isinstance(path, str | os.PathLike)
+        return _Root([load_root(os.fspath(path), cache)])
+    from emu.images.mounted import ROOT_TAG, mounted_root_initramfs
+
+    assert fetched is not None
+    archives = [mounted_root_initramfs(fetched.root_path, cache)]
+    if isinstance(root, Share) or (root_over == "9p" and not isinstance(root, DiskImage)):
+        share = root if isinstance(root, Share) else Share(root)
+        return _Root(archives, shares={ROOT_TAG: share}, settings="ro" if share.read_only else "")
+    disk = root if isinstance(root, DiskImage) else DiskImage(root)
+    return _Root(archives, disks=[disk], settings=ROOT_DISK + (" ro" if disk.read_only else ""))
+
+
+def _shares(shares: Mapping[str, Path_ | Share], config: Path_ | None) -> dict[str, Share]:
+    reserved = [tag for tag in shares if tag.startswith(RESERVED_TAGS)]
+    if reserved:
+        raise EmuError(f"the mount tag {reserved[0]} is ours: tags that begin with {RESERVED_TAGS} are")
+    made = {tag: share if isinstance(share, Share) else Share(share) for tag, share in shares.items()}
+    if config is not None:
+        from emu.images.mounted import CONFIGURATION_TAG
+
+        made[CONFIGURATION_TAG] = Share(config, read_only=True)
+    return made

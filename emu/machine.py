@@ -6,32 +6,44 @@ import enum
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from devices.virtio.console import Console as VirtioConsole
+from devices.virtio.device import VirtioDevice
+from devices.virtio.rng import Rng
+from devices.virtio.vsock import VsockState
 from emu.board import Board
+from emu.channel import PORTS as CHANNEL_PORTS
 from emu.clock import GuestClock
+from emu.commands import GuestCommands
 from emu.console import Console
 from emu.cpu.platform import Exit
 from emu.ctrl_c import HeldInterrupt
 from emu.errors import EmuError, GuestStopped
-from emu.guest import Result, SerialShell
+from emu.fittings import Fittings
 from emu.loader import BootState
 from emu.memory import GuestMemory
 from emu.poller import Poller
 from emu.stats import ExitStats
 from emu.switching import fine_switching
+from emu.vsock import Drive, VsockHost
 
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
 SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs
 STOPPED_NS = 1_000_000_000              # without a step: the guest is told that it did not run
-LONGEST_SLEEP_NS = 250_000_000          # a signal just before the sleep is not noticed by it
+LONGEST_SLEEP_NS = 500_000_000          # a signal just before the sleep is not noticed by it
 FOREVER_NS = 1 << 52                    # 52 days
+GUEST_CID = 3                           # of vsock; 2 is the host
+SYSRQ_KEY = b"\x0f"                     # Linux takes Ctrl-O on hvc0 for SysRq, and two for a Ctrl-O
+NOTHING = Fittings()
 
 
 class StopReason(enum.Enum):
     """Why a machine stopped."""
 
+    POWER_OFF = "the guest powered off"
     RESET = "the guest reset the machine"
     HALTED = "the guest halted with interrupts off"
     TRIPLE_FAULT = "triple fault"
@@ -42,26 +54,25 @@ class StopReason(enum.Enum):
         return self.value
 
 
-class Machine:
-    """An x86-64 PC. Nothing of it runs but inside `drive` and `run_to_end`.
+class Machine(GuestCommands):
+    """An x86-64 PC. Nothing of it runs but inside `drive`, `run_to_end`, and what waits for the guest by them.
 
     Args:
         memory_bytes: RAM, 64 MiB to 8 GiB.
+        fittings: shared directories, disks and sockets.
 
     Raises:
-        EmuError: no such amount of memory.
+        EmuError: no such amount of memory, or a directory, image or socket file that cannot be used.
         UnsupportedHost: the installed libunicorn is not a known one.
 
     Attributes:
         stop_reason: why it stopped, None while it can run.
         stop_detail: the same in one line, with what is known of the place.
         serial_sinks: called with what the guest sends on COM1.
-        console: the guest's serial console, in pexpect's words.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, fittings: Fittings = NOTHING) -> None:
         self.memory = GuestMemory(memory_bytes)
-        self.clock = GuestClock()
         self.serial_sinks: list[Callable[[bytes], None]] = []
         self.stop_reason: StopReason | None = None
         self.stop_detail = ""
@@ -74,47 +85,73 @@ class Machine:
         self._halts = 0
         self._kicks = 0
         self._wakeup = -1
-        self.board = Board(self.memory, self.clock, self._serial_output, self._reset, _sleep_ns)
-        self.clock.sooner = self._timer_sooner
+        self._load: Callable[[GuestMemory], BootState] | None = None
+        self._reset_requested = False
         self._poller = Poller()
+        self._vsock = _vsock_host(fittings, self._poller, self.drive)
+        self._fitted: list[VirtioDevice] = [Rng(), *fittings.storage()]
+        self._hvc = self._add_hvc() if fittings.hvc else None
+        self._hvc_speaks = False
+        ports = self._add_ports() if fittings.channel else None
+        self._make_board()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poller.add(self._wakeup, self._woken)
-        self.console = Console(self.serial_send, self.drive, self.watch_fd, self.unwatch_fd)
-        self.serial_sinks.append(self.console.feed)
-        self._shell = SerialShell(self.console)
+        self._poller.watch(self._wakeup, self._woken)
+        resize = None if self._hvc is None else self._hvc.resize
+        super().__init__(Console(self._console_send, self.drive, self.watch_fd, self.unwatch_fd, resize), ports)
+        self.serial_sinks.append(self._console_feed)
+
+    def _add_hvc(self) -> VirtioConsole:
+        device = VirtioConsole()
+        self._fitted.append(device)
+        port = device.port(0, is_console=True)
+        port.received, port.opened = self._hvc_output, self._hvc_opened
+        return device
+
+    def _add_ports(self) -> VirtioConsole:
+        device = VirtioConsole(CHANNEL_PORTS)
+        self._fitted.append(device)
+        return device
+
+    def _unplug(self) -> None:
+        """Give back what the devices have of the host's."""
+        for device in self._fitted:
+            device.close()
+        if self._socket_device:
+            self._socket_device.close()
+        if self._vsock:
+            self._vsock.close()
+
+    def _make_board(self) -> None:
+        self.clock = GuestClock()
+        self._socket_device = self._vsock and self._vsock.device(self.clock, VsockState(GUEST_CID))
+        virtio = [*self._fitted, self._socket_device] if self._socket_device else self._fitted
+        output, reset, power_off = self._serial_output, self._reset, self._power_off
+        self.board = Board(self.memory, self.clock, output, reset, power_off, _sleep_ns, virtio)
+        self.clock.sooner = self._timer_sooner
 
     def start(self, state: BootState) -> None:
-        """Set the CPU to a loaded kernel's entry."""
+        """Set the CPU to a loaded kernel's entry; a reset by the guest is the machine's end."""
         self.board.cpu.enter_long_mode(state)
 
-    # -- the guest's shell ---------------------------------------------------------------------------------------
-
-    def wait_prompt(self, timeout: float | None = 120.0) -> None:
-        """Run the guest until a shell answers on its console.
+    def boot(self, load: Callable[[GuestMemory], BootState]) -> None:
+        """Load a kernel and start there; again whenever the guest resets the machine, unless its kernel panicked.
 
         Args:
-            timeout: host seconds, None for ever.
-
-        Raises:
-            GuestTimeout, GuestStopped, GuestError: none in time; the guest stopped; its kernel panicked.
+            load: lays a kernel out in zeroed guest memory.
         """
-        self._shell.wait_prompt(timeout)
-
-    def run(
-        self,
-        command: str | Sequence[str],
-        *,
-        timeout: float | None = None,
-        check: bool = False,
-        input: bytes | None = None,
-    ) -> Result:
-        """Run a command in the guest's shell; arguments, result and errors as `emu.guest.SerialShell.run`."""
-        return self._shell.run(command, timeout=timeout, check=check, input=input)
+        self._load = load
+        self.start(load(self.memory))
 
     @property
-    def panic(self) -> str | None:
-        """The line with which the guest's kernel panicked, None if it has not."""
-        return self.console.panics.line
+    def vsock(self) -> VsockHost:
+        """Sockets between guest and host.
+
+        Raises:
+            EmuError: the machine was made without.
+        """
+        if self._vsock is None:
+            raise EmuError("this machine has no vsock device; make it with vsock=True, or the path of a socket file")
+        return self._vsock
 
     # -- serial line and files ---------------------------------------------------------------------------------
 
@@ -123,17 +160,37 @@ class Machine:
         self._check_open()
         self.board.com1.receive(data)
 
+    def _console_send(self, data: bytes) -> None:
+        """What is typed goes to hvc0 if the guest has made one."""
+        if self._hvc is not None and self._hvc.ports[0].guest_open:
+            self._check_open()
+            self._hvc.ports[0].send(data.replace(SYSRQ_KEY, 2 * SYSRQ_KEY))
+        else:
+            self.serial_send(data)
+
+    def _hvc_output(self, data: bytes) -> None:
+        self._hvc_speaks = True
+        self.console.feed(data)
+
+    def _hvc_opened(self, _is_open: bool) -> None:
+        self._hvc_speaks = False
+
+    def _console_feed(self, data: bytes) -> None:
+        """What comes over COM1; the kernel says the same on hvc0, and there first, once it has made it a console."""
+        if not self._hvc_speaks:
+            self.console.feed(data)
+
     def _serial_output(self, data: bytes) -> None:
         for sink in self.serial_sinks:
             sink(data)
 
     def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back, on the machine's thread and at most some 10 ms late, whenever `fd` can be read."""
-        self._poller.add(fd, callback)
+        self._poller.watch(fd, callback)
 
     def unwatch_fd(self, fd: int) -> None:
         """End that."""
-        self._poller.remove(fd)
+        self._poller.forget(fd)
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -224,8 +281,11 @@ class Machine:
         timer_ns = clock.next_ns + clock.host_origin_ns
         exit_ = board.cpu.run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
         self._run_ns += time.monotonic_ns() - started
-        clock.run_due()
         board.com1.flush_bypass()
+        if self._reset_requested:
+            self._restart()
+            return
+        clock.run_due()
         if exit_ is Exit.KICK:
             self._kicks += 1
             self._poller.wait(0)
@@ -259,8 +319,27 @@ class Machine:
         return self._stop_requested or self._interrupt.pending
 
     def _reset(self) -> None:
-        self._stop(StopReason.RESET)
+        """The guest asks for a reset, in an exit: it comes when the CPU has come back."""
+        self._reset_requested = True
         self.board.cpu.stop()
+
+    def _power_off(self) -> None:
+        self._stop(StopReason.POWER_OFF)
+        self.board.cpu.stop()
+
+    def _restart(self) -> None:
+        """As after a push on the reset button: zeroed memory, a new board with the same devices in its slots."""
+        self._reset_requested = False
+        if self._load is None or self.panic is not None:
+            self._stop(StopReason.RESET)
+            return
+        self.board.close()
+        if self._socket_device:
+            self._socket_device.close()
+        self.memory.clear()
+        self._make_board()
+        self._forget_shell()
+        self.start(self._load(self.memory))
 
     def _stop(self, reason: StopReason, detail: str = "") -> None:
         self.stop_reason = reason
@@ -286,6 +365,8 @@ class Machine:
         """
         if self._wakeup >= 0:
             self.board.close()
+            self._unplug()
+            self._load = None           # it holds the kernel and the root
             self.console.close()
             wakeup, self._wakeup = self._wakeup, -1
             os.close(wakeup)
@@ -296,6 +377,12 @@ class Machine:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _vsock_host(fittings: Fittings, poller: Poller, drive: Drive) -> VsockHost | None:
+    if fittings.vsock is False:
+        return None
+    return VsockHost(poller, drive, None if fittings.vsock is True else Path(fittings.vsock))
 
 
 def _sleep_ns(nanoseconds: int) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import add
 
+from devices import OutsideMemory
 from emu.errors import EmuError
+
+__all__ = ["GIB", "HIGH_START", "HOLE_START", "KIB", "MIB", "GuestMemory", "OutsideMemory"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 HOLE_START = 0xC000_0000                # guest-physical: devices, from here to 4 GiB
 HIGH_START = 1 << 32
+PAGE_SHIFT = mmap.PAGESIZE.bit_length() - 1
 SMALLEST, LARGEST = 64 * MIB, 8 * GIB
-
-
-class OutsideMemory(ValueError):
-    """A guest-physical range that is not all RAM."""
 
 
 class GuestMemory:
@@ -44,6 +45,8 @@ class GuestMemory:
         self._view = memoryview(self.ram)
         self.drop_code: Callable[[int, int], None] = lambda start, end: None
         """Called after each write with the ram addresses written: code translated from them is stale."""
+        self.code_pages: mmap.mmap | None = None
+        """A byte for each page of RAM, 0 if no code was translated from it; None: not known."""
 
     def _offset(self, address: int, size: int) -> int:
         if 0 <= address and address + size <= self.low_size:
@@ -73,7 +76,7 @@ class GuestMemory:
         self.drop_code(offset, offset + size)
 
     def view(self, address: int, size: int) -> memoryview:
-        """Writable view of RAM, for loaders: before the CPU has run, no code can be stale.
+        """Writable view of RAM, for loaders and vectored I/O; once the CPU has run, `written` has to follow.
 
         Raises:
             OutsideMemory: not all of it is RAM of one block.
@@ -81,12 +84,45 @@ class GuestMemory:
         offset = self._offset(address, size)
         return self._view[offset : offset + size]
 
+    def written(self, address: int, size: int) -> None:
+        """Bytes were stored through a view; the CPU runs what stands there now.
+
+        Raises:
+            OutsideMemory: not all of them are RAM.
+        """
+        offset = self._offset(address, size)
+        self.drop_code(offset, offset + size)
+
+    def views(self, addresses: Sequence[int], sizes: Sequence[int]) -> list[memoryview]:
+        """`view` of many ranges, none of them empty; errors as there."""
+        ends = list(map(add, addresses, sizes))
+        if max(ends, default=0) > self.low_size:
+            return list(map(self.view, addresses, sizes))
+        view = self._view
+        return [view[address:end] for address, end in zip(addresses, ends, strict=True)]
+
+    def written_all(self, addresses: Sequence[int], sizes: Sequence[int]) -> None:
+        """`written` of many ranges; errors as there."""
+        pages, largest = self.code_pages, max(sizes, default=0)
+        if pages is not None and largest <= mmap.PAGESIZE and max(addresses, default=0) + largest <= self.low_size:
+            has_code = pages.__getitem__
+            first = [address >> PAGE_SHIFT for address in addresses]
+            last = [address + size - 1 >> PAGE_SHIFT for address, size in zip(addresses, sizes, strict=True)]
+            if not any(map(has_code, first)) and (first == last or not any(map(has_code, last))):
+                return
+        for address, size in zip(addresses, sizes, strict=True):
+            self.written(address, size)
+
     def blocks(self) -> list[tuple[int, memoryview]]:
         """(guest-physical start, memory) of each block, in the order of their ram addresses."""
         blocks = [(0, self._view[: self.low_size])]
         if self.high_size:
             blocks.append((HIGH_START, self._view[self.low_size :]))
         return blocks
+
+    def clear(self) -> None:
+        """Zero all of it; to be called while no CPU has it mapped."""
+        self.ram.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Give the memory back to the host; to be called once no CPU has it mapped and nobody holds a view of it."""

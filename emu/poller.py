@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from emu.cpu.abi import ffi, libc
 
-POLLIN = 1
+POLLIN, POLLOUT, POLLERR, POLLHUP = 0x1, 0x4, 0x8, 0x10
 SECOND_NS = 1_000_000_000
+
+Callback = Callable[[], None]
 
 
 class Poller:
-    """Calls back for files that can be read."""
+    """Calls back for files that can be read or written (devices.Files)."""
 
     def __init__(self) -> None:
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, tuple[Callback | None, Callback | None]] = {}
         self._timeout = ffi.new("int64_t[2]")
-        self._rebuild()
+        self._files = ffi.new("struct pollfd_[]", 1)
+        self._is_stale = False          # the array is made anew once a wait, however much has changed
 
-    def _rebuild(self) -> None:
-        self._files = ffi.new("struct pollfd_[]", [(fd, POLLIN, 0) for fd in self._callbacks] or 1)
+    def _array(self) -> Any:
+        if self._is_stale:
+            rows = [
+                (fd, (POLLIN if readable else 0) | (POLLOUT if writable else 0), 0)
+                for fd, (readable, writable) in self._watched.items()
+            ]
+            self._files = ffi.new("struct pollfd_[]", rows or 1)
+            self._is_stale = False
+        return self._files
 
-    def add(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call back whenever `fd` can be read, or its other end is gone."""
-        self._callbacks[fd] = callback
-        self._rebuild()
+    def watch(self, fd: int, readable: Callback | None = None, writable: Callback | None = None) -> None:
+        """Call back while `fd` can be read, or written, or its other end is gone; replaces what was asked before."""
+        if self._watched.get(fd) == (readable, writable):
+            return
+        self._watched[fd] = readable, writable
+        self._is_stale = True
 
-    def remove(self, fd: int) -> None:
-        """End that; nothing happens if it was not added."""
-        if self._callbacks.pop(fd, None) is not None:
-            self._rebuild()
+    def forget(self, fd: int) -> None:
+        """End that; nothing happens if it was not watched."""
+        if self._watched.pop(fd, None) is not None:
+            self._is_stale = True
 
     def wait(self, timeout_ns: int) -> None:
-        """Sleep until a file can be read or the time is over, or a signal came; then call back."""
+        """Sleep until something can be done with a file or the time is over, or a signal came; then call back."""
         self._timeout[0], self._timeout[1] = divmod(max(timeout_ns, 0), SECOND_NS)
-        files = self._files
-        if libc.ppoll(files, len(self._callbacks), self._timeout, ffi.NULL) > 0:
-            for file in files[0 : len(self._callbacks)]:
-                if file.revents and (callback := self._callbacks.get(file.fd)):
-                    callback()
+        files, count = self._array(), len(self._watched)
+        if libc.ppoll(files, count, self._timeout, ffi.NULL) <= 0:
+            return
+        for file in files[0:count]:
+            events = file.revents
+            if not events:
+                continue
+            broken = events & (POLLERR | POLLHUP)
+            # Looked up anew each time: a callback before may have ended the watch
+            if (events & POLLIN or broken) and (callback := self._watched.get(file.fd, (None, None))[0]):
+                callback()
+            if (events & POLLOUT or broken) and (callback := self._watched.get(file.fd, (None, None))[1]):
+                callback()

@@ -59,9 +59,16 @@ class Interaction:
         send: takes keys.
         escape: the byte that ends the session; only on a terminal.
         hopeless: whether a guest without a person watching need not be waited for any more.
+        resize: takes the columns and rows of our terminal.
     """
 
-    def __init__(self, send: Callable[[bytes], Any], escape: bytes, hopeless: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        send: Callable[[bytes], Any],
+        escape: bytes,
+        hopeless: Callable[[], bool],
+        resize: Callable[[int, int], None],
+    ) -> None:
         sys.stdout.flush()
         self.input_fd = sys.stdin.fileno()
         self.failure: OSError | None = None
@@ -70,14 +77,28 @@ class Interaction:
         self._escape = escape
         self._send = send
         self._hopeless = hopeless
+        self._resize = resize
+        self._size = 0, 0
         self._left = False
         self._shown = False
         self._line_ended = True
         self.input_ended = False
 
     def over(self) -> bool:
-        """Whether the session has ended."""
+        """Whether the session has ended; looked at often, which is how a new size of the terminal is noticed too."""
+        self._pass_size_on()
         return self._left or self.failure is not None or (not self._on_terminal and self._hopeless())
+
+    def _pass_size_on(self) -> None:
+        if not self._on_terminal:
+            return
+        try:
+            columns, rows = os.get_terminal_size(self.input_fd)
+        except OSError:
+            return      # hung up
+        if (columns, rows) != self._size:
+            self._size = columns, rows
+            self._resize(columns, rows)
 
     def patience_s(self) -> float | None:
         """How long to drive the guest before `nothing_happened` should look."""

@@ -82,10 +82,15 @@ class KvmClock:
         self._page: int | None = None
         self._version = 0
         self._point = (*self._start, *multiplier_and_shift(SECOND_NS))    # tsc, ns, multiplier, shift
-        self._hz = SECOND_NS
+        self._hz = 0                        # not measured yet
         self._refreshes = 0
         self._stop_untold = False
         self._timer = clock.timer(self._refresh)
+
+    @property
+    def hz(self) -> int:
+        """The TSC's frequency as measured last."""
+        return self._hz or self.frequency_hz()
 
     def frequency_hz(self) -> int:
         """The TSC's frequency, measured since the machine was made."""
@@ -95,7 +100,7 @@ class KvmClock:
             tsc, now = self._sample()
         if tsc <= self._start[0]:                   # the host's own counter was set back: measure afresh
             self._start = tsc, now
-            return self._hz
+            return self._hz or SECOND_NS
         self._hz = max((tsc - self._start[0]) * SECOND_NS // (now - self._start[1]), 1)
         return self._hz
 

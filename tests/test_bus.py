@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu.bus import MsrBus, PortBus
+from emu.bus import MmioBus, MsrBus, PortBus
 from hypercalls import GuestFault
 
 
@@ -101,3 +101,96 @@ def test_an_msr_has_one_owner() -> None:
     bus.add("first", 0x10, read=lambda: 0)
     with pytest.raises(ValueError, match="second: MSR 0x10 belongs to first"):
         bus.add("second", 0x10, write=lambda value: None)
+
+
+class WideRecorder:
+    """A wide device that remembers accesses whole and reads its offset and the size."""
+
+    def __init__(self, *ports: tuple[int, int]) -> None:
+        self.ports = ports
+        self.writes: list[tuple[int, int, int]] = []
+
+    def read(self, offset: int, size: int) -> int:
+        return offset << 8 | size
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.writes.append((offset, size, value))
+
+
+def test_a_wide_device_gets_accesses_whole() -> None:
+    bus, device = PortBus(), WideRecorder((0xCF8, 8))
+    bus.add_wide("pci", device)
+    bus.write(0xCF8, 4, 0x8000_0010)
+    bus.write(0xCFE, 2, 0x1_2345)
+    assert device.writes == [(0, 4, 0x8000_0010), (6, 2, 0x2345)]
+    assert bus.read(0xCFC, 4) == 0x404
+    assert bus.traffic["pci"].writes == 2
+
+
+def test_an_access_that_begins_before_a_wide_device_reaches_it_in_bytes() -> None:
+    bus, device = PortBus(), WideRecorder((0xCF8, 8))
+    bus.add_wide("pci", device)
+    bus.write(0xCF6, 4, 0x4433_2211)
+    assert device.writes == [(0, 1, 0x33), (1, 1, 0x44)]
+
+
+def test_wide_and_narrow_devices_cannot_share_a_port() -> None:
+    bus = PortBus()
+    bus.add("narrow", Recorder((0x60, 8)))
+    with pytest.raises(ValueError, match="wide: port 0x67 belongs to narrow"):
+        bus.add_wide("wide", WideRecorder((0x67, 4)))
+
+
+class Span:
+    """A device in memory that remembers accesses and reads its offset."""
+
+    def __init__(self) -> None:
+        self.writes: list[tuple[int, int, int]] = []
+
+    def read(self, offset: int, size: int) -> int:
+        return offset
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.writes.append((offset, size, value))
+
+
+def test_a_memory_device_sees_offsets_and_the_rest_sees_addresses() -> None:
+    apic, others = Span(), Span()
+    bus = MmioBus(others)
+    bus.add("apic", 0xFEE0_0000, 0x1000, apic)
+    bus.write(0xFEE0_00B0, 4, 7)
+    bus.write(0xFEE0_1000, 8, 9)
+    assert apic.writes == [(0xB0, 4, 7)]
+    assert others.writes == [(0xFEE0_1000, 8, 9)]
+    assert (bus.read(0xFEE0_0020, 4), bus.read(0xC000_0000, 1)) == (0x20, 0xC000_0000)
+    assert (bus.traffic["apic"].reads, bus.traffic["pci"].reads) == (1, 1)
+
+
+def test_overlapping_memory_ranges_are_refused_by_name() -> None:
+    bus = MmioBus(Span())
+    bus.add("first", 0x1000, 0x1000, Span())
+    bus.add("second", 0x2000, 0x1000, Span())
+    with pytest.raises(ValueError, match="third: 0x1800 belongs to first"):
+        bus.add("third", 0x1800, 0x100, Span())
+
+
+def test_a_range_of_msrs_is_told_the_number() -> None:
+    bus, written = MsrBus(), []
+    bus.add_range("lapic", 0x800, 0x840, lambda number: number + 1, lambda *access: written.append(access))
+    assert bus.read(0x80B) == 0x80C
+    bus.write(0x83F, 7)
+    assert written == [(0x83F, 7)]
+    with pytest.raises(GuestFault):
+        bus.read(0x840)
+
+
+def test_msrs_are_claimed_once() -> None:
+    bus = MsrBus()
+    bus.add("tsc", 0x10, read=lambda: 0)
+    bus.add_range("lapic", 0x800, 0x840, lambda number: 0, lambda number, value: None)
+    with pytest.raises(ValueError, match="x: MSR 0x83f belongs to lapic"):
+        bus.add("x", 0x83F)
+    with pytest.raises(ValueError, match="x: MSR 0x10 belongs to tsc"):
+        bus.add_range("x", 0, 0x20, lambda number: 0, lambda number, value: None)
+    with pytest.raises(ValueError, match="x: MSR 0x800 belongs to lapic"):
+        bus.add_range("x", 0x700, 0x801, lambda number: 0, lambda number, value: None)

@@ -265,6 +265,48 @@ def test_piped_input_is_typed_and_its_end_is_ctrl_d_until_the_guest_ends(monkeyp
     assert not script.watched
 
 
+def test_end_of_input_is_typed_again_while_the_guest_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    script = Script()
+    waits: list[float | None] = []
+
+    def drive(until: Callable[[], bool], timeout: float | None = None) -> bool:
+        if not waits:
+            os.close(write)                         # in the midst of the first wait
+        waits.append(timeout)
+        for fd in list(script.watched):
+            script.watched[fd]()
+        if len(waits) == 4:
+            raise GuestStopped("power off")
+        return until()
+
+    script.console.drive = drive
+    with open(read, "rb", buffering=0) as stdin, open(os.devnull, "wb") as stdout:
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stdout", stdout)
+        script.console.interact()
+    assert waits[0] is None and None not in waits[1:]
+    assert script.typed == b"\x04\x15\x04"
+
+
+def test_interact_tells_the_guest_the_terminal_s_size_and_each_new_one() -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def enlarge() -> bytes:
+        termios.tcsetwinsize(terminal, (50, 132))
+        return b"x"
+
+    script = Script(b"x", enlarge, b"x", stops=True)
+    script.console = Console(
+        script.typed.extend, script.drive, script.watched.__setitem__, script.watched.pop,
+        lambda columns, rows: sizes.append((columns, rows)),
+    )
+    with own_terminal() as terminal:
+        termios.tcsetwinsize(terminal, (24, 80))
+        script.console.interact()
+    assert sizes == [(80, 24), (132, 50)]
+
+
 def test_output_that_cannot_be_written_ends_interact_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(b"x")
     with open("/dev/zero", "rb") as stdin, open("/dev/full", "wb", buffering=0) as stdout:
@@ -272,3 +314,16 @@ def test_output_that_cannot_be_written_ends_interact_with_its_error(monkeypatch:
         monkeypatch.setattr("sys.stdout", stdout)
         with pytest.raises(OSError, match="No space"):
             script.console.interact()
+
+
+def test_a_match_holds_however_often_the_condition_is_asked() -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def drive(until: Callable[[], bool], _timeout: float | None) -> bool:
+        console.feed(b"hello\r\n")
+        asked.append((until(), until()))
+        return asked[-1][1]
+
+    console = Console(lambda _data: None, drive, lambda _fd, _callback: None, lambda _fd: None)
+    console.expect("hello", timeout=5)
+    assert asked == [(True, True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,3 +89,25 @@ def test_a_write_tells_the_ram_addresses_it_changed(ram_address: int, size: int)
         size = HOLE_START - ram_address
     LARGE.write(ram_address if inside else ram_address - HOLE_START + HIGH_START, bytes(size))
     assert dropped == [(ram_address, ram_address + size)]
+
+
+@pytest.mark.parametrize("code, told", [(None, 3), (9, 0), (5, 3), (7, 3), (8, 3)])
+def test_many_writes_are_told_if_code_stands_in_any_of_their_pages(code: int | None, told: int) -> None:
+    memory = GuestMemory(64 * MIB)
+    dropped: list[tuple[int, int]] = []
+    memory.drop_code = lambda start, end: dropped.append((start, end))
+    if code is not None:
+        memory.code_pages = mmap.mmap(-1, memory.size // 4096)
+        memory.code_pages[code] = 1
+    memory.written_all([0x5000, 0x6FFF, 0x7FFF], [4096, 1, 2])
+    assert dropped == [(0x5000, 0x6000), (0x6FFF, 0x7000), (0x7FFF, 0x8001)][:told]
+
+
+def test_views_of_many_ranges_are_the_memory_itself() -> None:
+    ranges = [0x1000, HOLE_START - 4, HIGH_START], [8, 4, 16]
+    views = LARGE.views(*ranges)
+    assert [len(view) for view in views] == ranges[1]
+    views[2][:4] = b"high"
+    assert LARGE.read(HIGH_START, 4) == b"high"
+    with pytest.raises(OutsideMemory):
+        LARGE.views([0, HOLE_START - 4], [4, 5])

@@ -7,7 +7,7 @@ import sys
 import click
 
 from emu.cli.options import GuestOptions, guest_options
-from emu.cli.session import booted
+from emu.cli.session import booted, log_to_stderr
 from emu.errors import GuestError
 from emu.phases import Phases
 
@@ -16,7 +16,7 @@ ESCAPE = b"\x1d"    # Ctrl-]
 
 @click.command("boot", short_help="Boot a guest on this terminal; Ctrl-] leaves.")
 @guest_options
-@click.option("--verbose", is_flag=True, help="Show a time for each phase, at the end.")
+@click.option("--verbose", is_flag=True, help="Show what was tried, and at the end a time for each phase.")
 def command(guest: GuestOptions, verbose: bool) -> int:
     """Boot a guest on this terminal. Ctrl-] leaves; the guest ends then.
 
@@ -31,6 +31,8 @@ def command(guest: GuestOptions, verbose: bool) -> int:
       echo 'uname -a' | emu boot
     """
     phases = Phases()
+    if verbose:
+        log_to_stderr()
     try:
         with booted(guest, phases) as machine:
             if sys.stdin.isatty():

@@ -24,8 +24,8 @@ def command(guest: GuestOptions) -> None:
     """Boot the default guest, ask it a few things, and show how long everything took."""
     phases = Phases()
     with booted(guest, phases) as machine:
-        with phases("boot to prompt"):
-            machine.wait_prompt()
+        with phases("boot"):
+            machine.wait_ready()
         for name, question in QUESTIONS:
             with phases(f"run: {name}"):
                 answer = machine.run(question, check=True, timeout=60).stdout

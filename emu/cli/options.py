@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from emu.fittings import DiskImage, Share
+
 __all__ = ["GuestOptions", "Seconds", "guest_options"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -49,14 +51,58 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
         return seconds
 
 
+def _settings(text: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """What stands before the settings at a text's end, and those: `,name` or `,name=value` with a known name."""
+    settings: dict[str, str] = {}
+    while (comma := text.rfind(",")) >= 0:
+        name, _, value = text[comma + 1 :].partition("=")
+        if name not in known:
+            break
+        settings[name] = value
+        text = text[:comma]
+    return text, settings
+
+
+class ShareType(click.ParamType):  # type: ignore[type-arg]
+    """TAG=DIR[,ro][,security=MODEL]: a mount tag and a share."""
+
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Share]:
+        text, settings = _settings(str(value), ("ro", "security"))
+        tag, equals, path = text.partition("=")
+        if not (tag and equals and path):
+            self.fail(f"{value!r} is not a share; write TAG=DIRECTORY, or TAG=DIRECTORY,ro", param, ctx)
+        return tag, Share(path, "ro" in settings, settings.get("security", Share.security))
+
+
+class DiskType(click.ParamType):  # type: ignore[type-arg]
+    """IMAGE[,ro][,overlay[=FILE]]: a disk."""
+
+    name = "DISK"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DiskImage:
+        path, settings = _settings(str(value), ("ro", "overlay"))
+        if not path:
+            self.fail(f"{value!r} names no image", param, ctx)
+        return DiskImage(path, "ro" in settings, settings.get("overlay") or "overlay" in settings)
+
+
 @dataclass(frozen=True)
 class GuestOptions:
     """What to boot: the keyword arguments of `emu.boot`."""
 
     memory: int
     kernel: str | None
+    modules: Path | None
     initrd: Path | None
     root: Path | None
+    root_over: str
+    shares: dict[str, Share]
+    disks: tuple[DiskImage, ...]
+    vsock: Path | bool
+    config: Path | None
+    console: str
     append: str | None
     cmdline: str | None
     as_shipped: bool
@@ -70,10 +116,53 @@ _OPTIONS = (
         help="A bzImage or an ELF vmlinux, or one to fetch: Alpine's own (the default; Debian's generic one where "
         "Alpine's mirror cannot be reached) or Debian's.",
     ),
+    click.option(
+        "--modules",
+        type=click.Path(path_type=Path),
+        help="The kernel's modules: its package, or a directory lib/modules/RELEASE. A fetched kernel has its own.",
+    ),
     click.option("--initrd", type=click.Path(path_type=Path), help="An initramfs, used as it is."),
     click.option(
-        "--root", type=click.Path(path_type=Path), help="A root file system: minirootfs .tar.gz or a directory."
+        "--root",
+        type=click.Path(path_type=Path),
+        help="A root file system: minirootfs .tar.gz, a directory, or an image of ext4.",
     ),
+    click.option(
+        "--root-over",
+        type=click.Choice(["initramfs", "9p"]),
+        default="initramfs",
+        show_default=True,
+        help="Whether a directory given as --root is copied into the guest's memory, or used where it is.",
+    ),
+    click.option(
+        "--share",
+        "shares",
+        type=ShareType(),
+        multiple=True,
+        metavar="TAG=DIR[,ro][,security=none|mapped|passthrough]",
+        help="A directory of the host, in the guest at /mnt/TAG. May be repeated.",
+    ),
+    click.option(
+        "--disk",
+        "disks",
+        type=DiskType(),
+        multiple=True,
+        metavar="IMAGE[,ro][,overlay[=FILE]]",
+        help="A raw image, /dev/vda and on; with overlay it stays as it is. May be repeated.",
+    ),
+    click.option(
+        "--vsock",
+        type=click.Path(path_type=Path),
+        help="A socket file for the guest's vsock ports: CONNECT PORT there; the guest's calls to port N go to PATH_N.",
+    ),
+    click.option(
+        "--console",
+        type=click.Choice(["ttyS0", "hvc0"]),
+        default="ttyS0",
+        show_default=True,
+        help="The serial port, or a virtio console, which is quicker once its driver is there.",
+    ),
+    click.option("--config", type=click.Path(path_type=Path), help="A directory that configures the guest."),
     click.option("--append", metavar="TEXT", help="Settings behind the default kernel command line."),
     click.option("--cmdline", metavar="TEXT", help="Settings instead of the default kernel command line."),
     click.option(
@@ -91,6 +180,11 @@ def guest_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def gathered(*args: Any, **options: Any) -> Any:
         names = GuestOptions.__dataclass_fields__
+        shares = dict(options["shares"])
+        if len(shares) < len(options["shares"]):
+            raise click.UsageError("two shares have the same tag")
+        options["shares"] = shares
+        options["vsock"] = options["vsock"] or False
         guest = GuestOptions(**{name: options.pop(name) for name in names})
         return command(*args, guest=guest, **options)
 

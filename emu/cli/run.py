@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from time import monotonic
+from typing import TextIO
 
 import click
 
 from emu.cli.options import GuestOptions, Seconds, guest_options
-from emu.cli.session import booted
+from emu.cli.session import booted, log_to_stderr
 from emu.phases import Phases
 
 
@@ -19,10 +21,10 @@ from emu.phases import Phases
 )
 @guest_options
 @click.option("--timeout", type=Seconds(), help="For the boot and the command together; none without it.")
-@click.option("--verbose", is_flag=True, help="Show a time for each phase, on standard error at the end.")
+@click.option("--verbose", is_flag=True, help="Show what was tried, and a time for each phase at the end.")
 @click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(guest: GuestOptions, timeout: float | None, verbose: bool, words: tuple[str, ...]) -> int:
-    """Boot a fresh guest, run one command in it, and show its output, byte for byte.
+    """Boot a fresh guest, run one command in it, and show its output, byte for byte, as it comes.
 
     The command gets no standard input. Its exit status is ours, 128 + n if signal n ended it. Other statuses: 2
     for input that cannot be used, 124 when --timeout has passed, 125 when the guest failed: if its kernel
@@ -33,26 +35,31 @@ def command(guest: GuestOptions, timeout: float | None, verbose: bool, words: tu
       emu run -- uname -a
       emu run --memory 512M --timeout 60 -- sh -c 'dmesg | tail -3; exit 3'
       emu run --root ./rootfs --verbose -- /app/selftest
+      emu run --share data=./data,ro -- sh -c 'wc -l /mnt/data/*.csv'
     """
     phases = Phases()
+    if verbose:
+        log_to_stderr()
     deadline = None if timeout is None else monotonic() + timeout
     try:
         with booted(guest, phases) as machine:
-            with phases("boot to prompt"):
-                machine.wait_prompt(_left(deadline))
+            with phases("boot"):
+                machine.wait_ready(_left(deadline))
             started = phases.elapsed_s()
-            result = machine.run(list(words), timeout=_left(deadline))
+            stdout, stderr = partial(_show, sys.stdout), partial(_show, sys.stderr)
+            result = machine.run(list(words), timeout=_left(deadline), stdout=stdout, stderr=stderr)
             ended = phases.elapsed_s()
             phases.add("run", started, ended - result.read_s)
             phases.add("read result", ended - result.read_s, ended)
-        sys.stdout.buffer.write(result.stdout_bytes)
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.write(result.stderr_bytes)
-        sys.stderr.buffer.flush()
     finally:
         if verbose:
             print(phases.table(), file=sys.stderr)
     return result.status
+
+
+def _show(stream: TextIO, data: bytes) -> None:
+    stream.buffer.write(data)
+    stream.buffer.flush()
 
 
 def _left(deadline: float | None) -> float | None:

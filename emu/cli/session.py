@@ -20,9 +20,16 @@ from emu.terminal import restore_terminal
 if TYPE_CHECKING:
     from emu.machine import Machine
 
-__all__ = ["booted"]
+__all__ = ["booted", "log_to_stderr"]
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def log_to_stderr() -> None:
+    """Show what the machine's parts tell: who was asked for what, and why nobody answered."""
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="emu: %(name)s: %(message)s")
 
 
 class _Signals:

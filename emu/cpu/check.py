@@ -70,7 +70,8 @@ def check() -> None:
         cpu.set_interrupt_line(False)
         return VECTOR
 
-    cpu = Cpu(Platform(lambda port, size: 0, port_out, rdmsr, wrmsr, acknowledge), VMCB)
+    platform = Platform(lambda port, size: 0, port_out, rdmsr, wrmsr, acknowledge, lambda: 0, lambda priority: None)
+    cpu = Cpu(platform, VMCB)
     try:
         ram = mmap.mmap(-1, RAM_BYTES)
         cpu.map_ram(0, ram)

@@ -19,8 +19,10 @@ from emu.cpu.constants import (
     EFER_LME,
     EXIT_CPUID,
     EXIT_MSR,
+    EXIT_READ_CR8,
     EXIT_SHUTDOWN,
     EXIT_VINTR,
+    EXIT_WRITE_CR8,
     HF_GUEST,
     HOOK_INSTRUCTION,
     HOOK_INTERRUPT,
@@ -63,6 +65,7 @@ from emu.errors import EmuError
 from emu.loader import BootState
 from hypercalls import GuestFault
 
+PAGE_SHIFT = 12
 VMCB_SIZE = 0x4000                      # the control block's page, the MSR permission map, one page to spare
 TCG_BUFFER_BYTES = 256 << 20
 
@@ -94,6 +97,7 @@ class Cpu:
         self._failure: BaseException | None = None
         self._shutdown = False
         self._keep: list[object] = []   # what libunicorn points at
+        self.code_pages: mmap.mmap | None = None       # once the trap door is open: 1 where code was translated
         self.msr_exits = 0
         self.interrupts = 0
         self.ram_bytes = 0
@@ -226,15 +230,15 @@ class Cpu:
 
         Args:
             guest, size: the range, page-aligned.
-            read: (offset, size in bytes) -> value.
-            write: (offset, size in bytes, value).
+            read: (guest-physical address, size in bytes) -> value.
+            write: (guest-physical address, size in bytes, value).
         """
 
         def on_read(_uc: Any, offset: int, width: int, _data: Any) -> int:
-            return read(offset, width)
+            return read(guest + offset, width)
 
         def on_write(_uc: Any, offset: int, width: int, value: int, _data: Any) -> None:
-            write(offset, width, value)
+            write(guest + offset, width, value)
 
         reader = ffi.callback("uint64_t(void *, uint64_t, unsigned, void *)", on_read, onerror=self._on_error)
         writer = ffi.callback("void(void *, uint64_t, unsigned, uint64_t, void *)", on_write, onerror=self._on_error)
@@ -244,7 +248,9 @@ class Cpu:
 
     def drop_code(self, start: int, end: int) -> None:
         """Forget what was translated from the ram addresses start..end: their bytes have changed behind the CPU."""
-        self._api.tb_invalidate_phys_range_x86_64(self._uc, start, end)
+        pages = self.code_pages
+        if pages is None or pages.find(b"\1", start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)) >= 0:
+            self._api.tb_invalidate_phys_range_x86_64(self._uc, start, end)
 
     def open_trap_door(self) -> None:
         """Map the SVM control block and let its intercepts exit; call once, after all RAM is mapped."""
@@ -260,9 +266,8 @@ class Cpu:
         self._msr_permissions = ffi.cast("uint8_t *", address(block) + start + 0x1000)
         for number in (MSR_TSC, MSR_APIC_BASE):
             self.trap_msr(number)
-        code_pages = mmap.mmap(-1, max(self.context.ram_bytes // mmap.PAGESIZE, 1))
-        self._keep.append(code_pages)
-        self.context.code_pages = address(ffi.from_buffer(code_pages))
+        self.code_pages = mmap.mmap(-1, max(self.context.ram_bytes // mmap.PAGESIZE, 1))
+        self.context.code_pages = address(ffi.from_buffer(self.code_pages))
         ffi.cast("uint64_t *", self._cpu + layout.opaque)[0] = address(self.context)
         ffi.cast("uint64_t *", self._env + layout.vm_vmcb)[0] = self._vmcb_address
         intercepts = sum(1 << code - INTERCEPT_BASE for code in _INTERCEPTS)
@@ -388,6 +393,7 @@ class Cpu:
             self._interrupt_request[0] &= ~INTERRUPT_WINDOW
 
     def _on_vmexit(self, number: int, length: int) -> int:
+        """What the machine code hands on; `length` of a CR8 access, which has a helper of its own, is the value."""
         code = number - VM_EXIT
         if code == EXIT_VINTR:
             vector = self._platform.acknowledge()
@@ -397,6 +403,10 @@ class Cpu:
             if code == EXIT_MSR:
                 self._msr()
                 self._rip[0] += length
+            elif code == EXIT_READ_CR8:
+                return self._platform.read_cr8()
+            elif code == EXIT_WRITE_CR8:
+                self._platform.write_cr8(length)
             elif code == EXIT_SHUTDOWN:
                 self._shutdown = True
                 self.stop()

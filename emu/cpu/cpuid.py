@@ -25,17 +25,18 @@ HYPERVISOR_LEAVES = ((KVM_FEATURES_LEAF, _EBX, _ECX, _EDX), (_FEATURES, 0, 0, 0)
 
 SET: dict[str, int] = {
     "1_ECX": 1 << 31                    # HYPERVISOR
+    | 1 << 24                           # TSC_DEADLINE: one MSR write sets a timer
     | 1 << 23                           # POPCNT
+    | 1 << 21                           # X2APIC: an MSR access is cheaper than one to memory
     | 1 << 9,                           # SSSE3
+    "6_EAX": 1 << 2,                    # ARAT: the local APIC's timer runs while the CPU halts
     "7_0_EBX": 1 << 0,                  # FSGSBASE: no MSR access at a context switch
 }
 """Feature bits added to the model's, by word."""
 
 CLEAR: dict[str, int] = {
-    "1_EDX": 1 << 11                    # SEP: libunicorn's SYSENTER does nothing but call hooks
-    | 1 << 9,                           # APIC: this board has none
+    "1_EDX": 1 << 11,                   # SEP: libunicorn's SYSENTER does nothing but call hooks
     "1_ECX": 1 << 3,                    # MONITOR
-    "80000001_EDX": 1 << 9,             # APIC, as AMD repeats it
     "80000001_ECX": 1 << 2              # SVM: it is the trap door, not the guest's
     | 1 << 4,                           # CR8LEG
 }

@@ -57,12 +57,16 @@ REPLACED_HELPERS = {
     "STORE_32": "helper_le_stl_mmu_x86_64",
     "STORE_64": "helper_le_stq_mmu_x86_64",
     "SYSENTER": "helper_sysenter_x86_64",
+    "WRITE_CONTROL": "helper_write_crN_x86_64",
+    "READ_CONTROL": "helper_read_crN_x86_64",
 }
 """Called by translated code, from the code generator's table of helpers."""
 
 REPLACED_POINTERS = {
     "DEBUG_EXCEPTION": "breakpoint_handler_x86_64",
     "SYSENTER": "helper_sysenter_x86_64",
+    "WRITE_CONTROL": "helper_write_crN_x86_64",
+    "READ_CONTROL": "helper_read_crN_x86_64",
 }
 """Taken as an address: by the CPU's class, by the translator."""
 

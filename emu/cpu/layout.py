@@ -91,7 +91,11 @@ class Layout:
 
 
 SEGMENT_SIZE = 24
-FEATURE_WORDS = ("1_EDX", "1_ECX", "7_0_EBX", "7_0_ECX", "7_0_EDX", "7_1_EAX", "80000001_EDX", "80000001_ECX")
+FEATURE_WORDS = (
+    "1_EDX", "1_ECX", "7_0_EBX", "7_0_ECX", "7_0_EDX", "7_1_EAX", "80000001_EDX", "80000001_ECX", "80000007_EDX",
+    "80000008_EBX", "C0000001_EDX", "KVM", "KVM_HINTS", "HYPERV_EAX", "HYPERV_EBX", "HYPERV_EDX", "HV_RECOMM_EAX",
+    "HV_NESTED_EAX", "SVM", "XSAVE", "6_EAX",
+)
 
 KNOWN_BUILDS: dict[str, Layout] = {
     # unicorn 2.1.4, x86-64 manylinux wheel
@@ -139,11 +143,15 @@ KNOWN_BUILDS: dict[str, Layout] = {
             ("LOAD_PHYSICAL_64", 0x14c4350),
             ("RESET_DIRTY_BY_ADDRESS", 0x14c67f8),
             ("GENERATE_EXIT", 0x14c7be8),
+            ("READ_CONTROL", 0x142ed40),
+            ("WRITE_CONTROL", 0x142ed58),
             ("SYSENTER", 0x142ede8),
             ("STORE_8", 0x14336c0),
             ("STORE_16", 0x14336c8),
             ("STORE_32", 0x14336d0),
             ("STORE_64", 0x14336d8),
+            ("READ_CONTROL", 0x14acf48),
+            ("WRITE_CONTROL", 0x14b1318),
             ("SYSENTER", 0x14a38a0),
             ("DEBUG_EXCEPTION", 0x14b3480),
         ),

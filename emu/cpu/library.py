@@ -21,6 +21,8 @@ FUNCTIONS = (
     "cpu_abort",
     "breakpoint_handler",
     "helper_sysenter",
+    "helper_write_crN",
+    "helper_read_crN",
     "helper_check_iob",
     "helper_check_iow",
     "helper_check_iol",

@@ -26,6 +26,8 @@ class Platform:
         rdmsr: number -> value; may raise GuestFault.
         wrmsr: (number, value); may raise GuestFault.
         acknowledge: an INTA cycle: the vector to deliver, None if the request has gone.
+        read_cr8: -> the task priority, 0 to 15.
+        write_cr8: sets it.
     """
 
     port_in: Callable[[int, int], int]
@@ -33,3 +35,5 @@ class Platform:
     rdmsr: Callable[[int], int]
     wrmsr: Callable[[int, int], None]
     acknowledge: Callable[[], int | None]
+    read_cr8: Callable[[], int]
+    write_cr8: Callable[[int], None]

@@ -79,7 +79,7 @@ def fetch_guest(cache: Cache, kernel: str = "alpine", progress: Progress = _noth
     """
     if kernel not in KERNELS:
         raise EmuError(f"unknown kernel {kernel!r}: there are {', '.join(KERNELS)}")
-    part = _recorded(cache, f"kernel-{kernel}") or _fetch_kernel(cache, kernel, progress, say)
+    part = _recorded(cache, f"kernel-{kernel}") or _fetch_kernel_and_modules(cache, kernel, progress, say)
     root = _root(cache, progress, say)
     image, package = (_path(cache, name) for name in part.files)
     return Guest(image, package, _path(cache, root.files[0]), (part.description, root.description))
@@ -91,6 +91,15 @@ def fetch_busybox(cache: Cache, progress: Progress = _nothing, say: Say = _nothi
     Arguments and errors as `fetch_guest`.
     """
     return _path(cache, (_recorded(cache, "root-busybox") or _busybox(cache, progress, say)).files[0])
+
+
+def _fetch_kernel_and_modules(cache: Cache, kernel: str, progress: Progress, say: Say) -> _Part:
+    from emu.images.modules import load_modules
+
+    part = _fetch_kernel(cache, kernel, progress, say)
+    # It takes seconds; the first boot finds them in the cache.
+    load_modules(_path(cache, part.files[1]), cache)
+    return part
 
 
 def _fetch_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _Part:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
@@ -13,7 +14,7 @@ from emu.errors import BadImage
 from emu.loader.decompress import decompress
 from emu.loader.kernel import map_file
 
-__all__ = ["PackagedFile", "alpine_file", "check_alpine_package", "debian_file"]
+__all__ = ["PackagedFile", "alpine_file", "check_alpine_package", "debian_file", "package_files"]
 
 AR_MAGIC = b"!<arch>\n"
 AR_HEADER_SIZE = 60
@@ -27,22 +28,47 @@ class PackagedFile(NamedTuple):
     data: bytes
 
 
+def package_files(package: Path, wanted: Callable[[str], bool]) -> Iterator[PackagedFile]:
+    """Yield the regular files of a .deb or .apk whose path `wanted` accepts, in the package's order.
+
+    The package is read only as far as files are asked for.
+
+    Raises:
+        BadImage: it is damaged, or neither kind of package.
+    """
+    with _package_errors(package):
+        with open(package, "rb") as handle:
+            head = handle.read(len(AR_MAGIC))
+        yield from _debian_files(package, wanted) if head == AR_MAGIC else _alpine_files(package, wanted)
+
+
 def debian_file(package: Path, wanted: Callable[[str], bool]) -> PackagedFile:
     """Return the first regular file of a .deb whose path `wanted` accepts; what lies behind it is not read.
 
     Raises:
         BadImage: the package is damaged or has no such file.
     """
+    with _package_errors(package):
+        return _first(_debian_files(package, wanted), package.name)
+
+
+@contextmanager
+def _package_errors(package: Path) -> Iterator[None]:
+    """Whatever a damaged package makes the decoders raise comes out as BadImage."""
     try:
-        with open(package, "rb") as handle:
-            member, size = _find_ar_data(handle, package.name)
-            content = io.BytesIO(handle.read(size))
-        if len(content.getbuffer()) < size:
-            raise BadImage(f"{package.name} is truncated")
-        with tarfile.open(fileobj=_decompressing(member, content, package.name), mode="r|") as tar:
-            return _first(tar, wanted, package.name)
+        yield
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
         raise BadImage(f"{package.name} is damaged ({error})") from None
+
+
+def _debian_files(package: Path, wanted: Callable[[str], bool]) -> Iterator[PackagedFile]:
+    with open(package, "rb") as handle:
+        member, size = _find_ar_data(handle, package.name)
+        content = io.BytesIO(handle.read(size))
+    if len(content.getbuffer()) < size:
+        raise BadImage(f"{package.name} is truncated")
+    with tarfile.open(fileobj=_decompressing(member, content, package.name), mode="r|") as tar:
+        yield from _tar_files(tar, wanted)
 
 
 def _find_ar_data(handle: BinaryIO, name: str) -> tuple[str, int]:
@@ -97,13 +123,18 @@ def _raising_oserror(stream: Any, error: type[Exception]) -> IO[bytes]:
     return _Reader(stream, error)  # type: ignore[return-value]
 
 
-def _first(tar: tarfile.TarFile, wanted: Callable[[str], bool], package: str) -> PackagedFile:
+def _tar_files(tar: tarfile.TarFile, wanted: Callable[[str], bool]) -> Iterator[PackagedFile]:
     for member in tar:
         path = member.name.removeprefix("./").lstrip("/")
         if member.isreg() and wanted(path):
             content = tar.extractfile(member)
             assert content is not None
-            return PackagedFile(path, content.read())
+            yield PackagedFile(path, content.read())
+
+
+def _first(files: Iterator[PackagedFile], package: str) -> PackagedFile:
+    for file in files:
+        return file
     raise BadImage(f"{package} holds no file of the kind looked for")
 
 
@@ -120,7 +151,8 @@ def check_alpine_package(package: Path, control_sha1: bytes) -> None:
     if hashlib.sha1(control).digest() != control_sha1:
         raise BadImage(f"{package.name} has a wrong checksum")
     with _open_tar(control, package.name) as tar:
-        info = _first(tar, lambda path: path == ".PKGINFO", package.name).data.decode("utf-8", "replace")
+        files = _tar_files(tar, lambda path: path == ".PKGINFO")
+        info = _first(files, package.name).data.decode("utf-8", "replace")
     fields = dict(line.split(" = ", 1) for line in info.splitlines() if " = " in line)
     if hashlib.sha256(data).hexdigest() != fields.get("datahash"):
         raise BadImage(f"{package.name} has a wrong checksum")
@@ -132,11 +164,13 @@ def alpine_file(package: Path, wanted: Callable[[str], bool]) -> PackagedFile:
     Raises:
         BadImage: the package is damaged or has no such file.
     """
+    with _package_errors(package):
+        return _first(_alpine_files(package, wanted), package.name)
+
+
+def _alpine_files(package: Path, wanted: Callable[[str], bool]) -> Iterator[PackagedFile]:
     with _open_tar(_apk_sections(package)[2], package.name) as tar:
-        try:
-            return _first(tar, wanted, package.name)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise BadImage(f"{package.name} is damaged ({error})") from None
+        yield from _tar_files(tar, wanted)
 
 
 def _apk_sections(package: Path) -> list[memoryview]:

@@ -17,31 +17,25 @@ from typing import TYPE_CHECKING
 from emu.cache import Cache, content_key
 from emu.errors import BadImage
 from emu.images.cpio import Entry, write_archive
+from emu.images.inside import DEVICES, DIRECTORY, INIT_SCRIPT, own_files, program, scripts
 from emu.loader.decompress import decompress, identify
 from emu.loader.kernel import map_file
 
 if TYPE_CHECKING:
     import tarfile
 
-__all__ = ["INIT_SCRIPT", "PROMPT", "busybox_initramfs", "rootfs_to_initramfs"]
+__all__ = ["INIT_SCRIPT", "PROMPT", "busybox_initramfs", "read_tar", "rootfs_to_initramfs"]
 
-INIT_SCRIPT = Path(__file__).with_name("init.sh")
 PROMPT = "# "
-"""How the guest's prompt ends; before it stand the working directory and a space (PS1 in init.sh)."""
+"""How the guest's prompt ends; before it stand the working directory and a space (PS1 in shrc.sh)."""
 
 KIND = "rootfs"
-FORMAT = b"rootfs 1"
+FORMAT = b"rootfs 2"
 EXPANDED_MAX = 4 << 30
 
-DIRECTORY = stat.S_IFDIR | 0o755
-DEVICES = (
-    Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
-    Entry("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
-    Entry("dev/zero", stat.S_IFCHR | 0o666, device=(1, 5)),
-    Entry("dev/tty", stat.S_IFCHR | 0o666, device=(5, 0)),
-    Entry("dev/ttyS0", stat.S_IFCHR | 0o660, device=(4, 64)),
-)
-MOUNT_POINTS = ("dev", "proc", "root", "run", "sys", "tmp")
+OWN_DIRECTORY = "usr/lib/emu"
+# Besides mount points, lib: that is where an archive of modules belongs.
+STANDARD_DIRECTORIES = ("dev", "lib", "mnt", "proc", "root", "run", "sys", "tmp")
 BUSYBOX_DIRECTORIES = ("bin", "etc", "sbin", "usr", "usr/bin", "usr/sbin")
 BUSYBOX_FILES = (("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"), ("etc/group", b"root:x:0:\n"))
 
@@ -63,10 +57,10 @@ def rootfs_to_initramfs(source: Path | str, cache: Cache) -> memoryview:
     if os.path.isdir(source):
         return memoryview(_archive(_read_directory(os.fspath(source))))
     packed = map_file(source)
-    key = content_key(FORMAT, INIT_SCRIPT.read_bytes(), packed)
+    key = content_key(FORMAT, scripts(), packed)
     found = cache.find(KIND, key)
     if found is None:
-        archive = _archive(_read_tar(packed, name))
+        archive = _archive(read_tar(packed, name))
         found = cache.store(KIND, key, lambda handle: handle.write(archive))
     return map_file(found)
 
@@ -81,14 +75,14 @@ def busybox_initramfs(busybox: Path | str, cache: Cache) -> memoryview:
     Raises:
         BadImage: missing, or no x86-64 program.
     """
-    program = map_file(busybox)
-    if bytes(program[:5]) != b"\x7fELF\x02" or bytes(program[18:20]) != b"\x3e\0":
+    executable = map_file(busybox)
+    if bytes(executable[:5]) != b"\x7fELF\x02" or bytes(executable[18:20]) != b"\x3e\0":
         raise BadImage(f"{busybox} is not an x86-64 program")
-    key = content_key(FORMAT, b"busybox", INIT_SCRIPT.read_bytes(), program)
+    key = content_key(FORMAT, b"busybox", scripts(), executable)
     found = cache.find(KIND, key)
     if found is None:
         files = {name: Entry(name, DIRECTORY) for name in BUSYBOX_DIRECTORIES}
-        files["bin/busybox"] = Entry("bin/busybox", stat.S_IFREG | 0o755, program)
+        files["bin/busybox"] = program("bin/busybox", executable)
         files["bin/sh"] = Entry("bin/sh", stat.S_IFLNK | 0o777, b"busybox")
         files.update((name, Entry(name, stat.S_IFREG | 0o644, data)) for name, data in BUSYBOX_FILES)
         archive = _archive(files)
@@ -98,11 +92,12 @@ def busybox_initramfs(busybox: Path | str, cache: Cache) -> memoryview:
 
 def _archive(files: Files) -> bytes:
     """Add what every guest needs, and write the archive."""
-    for name in MOUNT_POINTS:
+    for name in STANDARD_DIRECTORIES:
         files.setdefault(name, Entry(name, DIRECTORY))
     for device in DEVICES:
         files.setdefault(device.name, device)
-    files["init"] = Entry("init", stat.S_IFREG | 0o755, INIT_SCRIPT.read_bytes())
+    files.update((entry.name, entry) for entry in own_files(OWN_DIRECTORY))
+    files["init"] = program("init", INIT_SCRIPT.read_bytes())
     output = BytesIO()
     write_archive(_parents_first(files), output)
     return output.getvalue()
@@ -119,7 +114,15 @@ def _parents_first(files: Files) -> Iterator[Entry]:
                 yield files.get(path) or Entry(path, DIRECTORY)
 
 
-def _read_tar(packed: memoryview, name: str) -> Files:
+def read_tar(packed: memoryview, name: str) -> Files:
+    """Return the files of a tar archive, plain or compressed, by their paths.
+
+    Args:
+        name: names the archive in error messages.
+
+    Raises:
+        BadImage: damaged, or with names that lead out of the root.
+    """
     import tarfile
 
     plain: bytes | memoryview = decompress(packed, EXPANDED_MAX, name).data if identify(packed) else packed

@@ -10,12 +10,24 @@ from emu.images.cpio import is_cpio
 from emu.loader.decompress import identify, peek
 from emu.loader.kernel import map_file
 
-__all__ = ["load_root"]
+__all__ = ["is_disk_image", "load_root"]
 
 ELF_MAGIC = b"\x7fELF"
 TAR_MAGIC = b"ustar"
 TAR_MAGIC_OFFSET = 257
 PEEK_SIZE = 512
+EXT_MAGIC = b"\x53\xef"             # of ext2, ext3 and ext4: s_magic, in the superblock at 1024
+EXT_MAGIC_OFFSET = 1024 + 56
+
+
+def is_disk_image(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds a file system of the ext family; False also for what cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(EXT_MAGIC_OFFSET)
+            return handle.read(len(EXT_MAGIC)) == EXT_MAGIC
+    except OSError:
+        return False
 
 
 def load_root(path: Path | str, cache: Cache) -> memoryview:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Protocol
 
 from emu.errors import BadImage
@@ -12,16 +13,15 @@ from emu.loader.kernel import Kernel
 
 __all__ = ["BOARD_SETTINGS", "THROW_AWAY_SETTINGS", "Memory", "command_line", "load_linux"]
 
-# What the board needs: its console, and no search for the tables and the interrupt controllers that it lacks. A
-# panic ends the machine (a triple fault, at once) where real hardware would wait for somebody to read the screen.
-BOARD_SETTINGS = "console=ttyS0 acpi=off nolapic noapic panic=-1 reboot=t"
+# The board's console; and a panic ends the machine at once, where real hardware would wait for somebody to read the
+# screen.
+BOARD_SETTINGS = "console=ttyS0 panic=-1"
 
 # The default guest is thrown away after use and the emulator is its wall: what defends a guest against its own
 # programs is off. norandmaps matters most: programs at the same addresses each time reuse translated code.
-# loglevel=3 goes beyond quiet: the complaint that there is no PCI bus would be the first line of every session.
 THROW_AWAY_SETTINGS = (
     "norandmaps mitigations=off init_on_alloc=0 apparmor=0 audit=0 randomize_kstack_offset=off nowatchdog quiet "
-    "loglevel=3 tsc=reliable no_timer_check cryptomgr.notests"
+    "tsc=reliable no_timer_check cryptomgr.notests"
 )
 
 # Where things go below 1 MiB; a kernel never lies there.
@@ -39,6 +39,7 @@ HIGH_MEMORY = 0x100000
 ABOVE_4G = 1 << 32
 
 # Zero page (struct boot_params)
+ACPI_RSDP_ADDR = 0x070
 ALT_MEM_K = 0x1E0
 E820_ENTRIES = 0x1E8
 TYPE_OF_LOADER = 0x210
@@ -51,6 +52,7 @@ VIDEO_NORMAL = 0xFFFF
 E820_RAM, E820_RESERVED = 1, 2
 
 PAGE = 4096
+ARCHIVE_ALIGNMENT = 4           # Linux skips zeroes between archives
 LARGE_PAGE = 2 << 20
 MAPPED_GIB = 4
 PRESENT_WRITABLE = 0x3
@@ -88,14 +90,17 @@ def command_line(extra: str | None = None, replace: str | None = None, as_shippe
     return " ".join(part.strip() for part in [*parts, extra or ""] if part.strip())
 
 
-def load_linux(memory: Memory, kernel: Kernel, initrd: bytes | memoryview | None, cmdline: str) -> BootState:
+def load_linux(
+    memory: Memory, kernel: Kernel, archives: Sequence[bytes | memoryview], cmdline: str, rsdp: int = 0
+) -> BootState:
     """Lay kernel, initramfs, command line and tables out in guest memory.
 
     Args:
         memory: zeroed guest memory; RAM from 0 to `low_size`, and `high_size` bytes of it from 4 GiB on.
         kernel: goes where its segments say.
-        initrd: an expanded initramfs, put as high as the kernel allows; None for none.
+        archives: the parts of the initramfs, expanded; put one behind the other, as high as the kernel allows.
         cmdline: the kernel's command line.
+        rsdp: guest-physical address of the ACPI tables' root pointer, 0 if there are none.
 
     Raises:
         BadImage: the memory is too small for the kernel or the initramfs, or the command line is too long.
@@ -105,9 +110,10 @@ def load_linux(memory: Memory, kernel: Kernel, initrd: bytes | memoryview | None
     page[HEADER_START : HEADER_START + len(kernel.setup_header)] = kernel.setup_header
     page[TYPE_OF_LOADER] = LOADER_UNKNOWN
     struct.pack_into("<H", page, VID_MODE, VIDEO_NORMAL)
+    struct.pack_into("<Q", page, ACPI_RSDP_ADDR, rsdp)
     struct.pack_into("<I", page, ALT_MEM_K, (memory.low_size - HIGH_MEMORY) >> 10)
     _put_command_line(memory, kernel, cmdline, page)
-    _put_initrd(memory, kernel, initrd, page)
+    _put_initrd(memory, kernel, archives, page)
     _put_memory_map(memory, page)
     memory.write(ZERO_PAGE, bytes(page))
     memory.write(PML4, _page_tables())
@@ -143,25 +149,33 @@ def _put_command_line(memory: Memory, kernel: Kernel, cmdline: str, page: bytear
     struct.pack_into("<I", page, CMD_LINE_PTR, COMMAND_LINE)
 
 
-def _put_initrd(memory: Memory, kernel: Kernel, initrd: bytes | memoryview | None, page: bytearray) -> None:
-    if not initrd:
+def _put_initrd(memory: Memory, kernel: Kernel, archives: Sequence[bytes | memoryview], page: bytearray) -> None:
+    size = sum(_aligned(len(archive), ARCHIVE_ALIGNMENT) for archive in archives)
+    if not size:
         struct.pack_into("<II", page, RAMDISK_IMAGE, 0, 0)
         return
     top = min(memory.low_size, kernel.initrd_address_max + 1)
-    address = (top - len(initrd)) // PAGE * PAGE
+    address = (top - size) // PAGE * PAGE
     if address < kernel.end:
         have = max(0, top - kernel.end)
         raise BadImage(
-            f"the initramfs of {len(initrd) / (1 << 20):.1f} MiB does not fit: "
+            f"the initramfs of {size / (1 << 20):.1f} MiB does not fit: "
             f"{memory.low_size >> 20} MiB of memory leave {have >> 20} MiB beside {kernel.name}"
         )
-    memory.view(address, len(initrd))[:] = initrd
+    place = address
+    for archive in archives:
+        memory.view(place, len(archive))[:] = archive
+        place += _aligned(len(archive), ARCHIVE_ALIGNMENT)
     # Both below 4 GiB, so the upper halves in ext_ramdisk_image and ext_ramdisk_size stay zero.
-    struct.pack_into("<II", page, RAMDISK_IMAGE, address, len(initrd))
+    struct.pack_into("<II", page, RAMDISK_IMAGE, address, size)
+
+
+def _aligned(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
 
 
 def _put_memory_map(memory: Memory, page: bytearray) -> None:
-    """A BIOS-like map: Linux looks for tables in the reserved EBDA and BIOS areas, and finds none."""
+    """A BIOS-like map: the ACPI tables lie in the reserved BIOS area."""
     regions = [
         (0, EBDA, E820_RAM),
         (EBDA, LOW_END - EBDA, E820_RESERVED),

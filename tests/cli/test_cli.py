@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from emu import cli
 from emu.cli import main
 from emu.cli.options import Size
 from emu.errors import BadImage, GuestError, GuestTimeout, UnsupportedHost
-from emu.guest import SerialShell
+from emu.fittings import DiskImage, Share
+from emu.guest import Result, SerialShell
 from tests.shell_on_pty import ShellOnPty
 
 SHELL = ("/bin/sh", "-i")
@@ -30,8 +31,15 @@ class FakeMachine(ShellOnPty):
     def __init__(self, home: Path) -> None:
         super().__init__(SHELL, home)
         self.shell = SerialShell(self.console)
-        self.wait_prompt = self.shell.wait_prompt
-        self.run = self.shell.run
+        self.wait_prompt = self.wait_ready = self.shell.wait_prompt
+
+    def run(
+        self, command: list[str], stdout: Callable[[bytes], None], stderr: Callable[[bytes], None], **options: Any
+    ) -> Result:
+        result = self.shell.run(command, **options)
+        stdout(result.stdout_bytes)
+        stderr(result.stderr_bytes)
+        return result
 
     @property
     def panic(self) -> str | None:
@@ -74,8 +82,33 @@ def test_options_reach_the_boot(booted: list[dict[str, Any]], tmp_path: Path) ->
     assert call.pop("phases") is not None
     assert call == {
         "guest": "alpine", "memory": 1 << 30, "kernel": "cloud", "root": tmp_path, "initrd": None,
-        "append": "a b", "cmdline": None, "as_shipped": True,
+        "append": "a b", "cmdline": None, "as_shipped": True, "modules": None, "root_over": "initramfs",
+        "shares": {}, "disks": (), "vsock": False, "config": None, "console": "ttyS0",
     }  # fmt: skip
+
+
+def test_what_is_plugged_in_reaches_the_boot(booted: list[dict[str, Any]]) -> None:
+    shares = ["--share", "data=./a,b,ro", "--share", "home=/h=1,security=mapped"]
+    disks = ["--disk", "base.img,overlay", "--disk", "own.img,overlay=mine.cow", "--disk", "cd,iso,ro", "--disk", "x"]
+    assert main(["run", *shares, *disks, "--vsock", "v.sock", "--config", "c", "--root-over", "9p", "true"]) == 0
+    (call,) = booted
+    assert call["shares"] == {"data": Share("./a,b", read_only=True), "home": Share("/h=1", security="mapped")}
+    assert call["disks"] == (
+        DiskImage("base.img", overlay=True), DiskImage("own.img", overlay="mine.cow"),
+        DiskImage("cd,iso", read_only=True), DiskImage("x"),
+    )  # fmt: skip
+    assert (call["vsock"], call["config"], call["root_over"]) == (Path("v.sock"), Path("c"), "9p")
+
+
+@pytest.mark.parametrize(
+    "options", [["--share", "data"], ["--share", "=x"], ["--share", "a=x", "--share", "a=y"], ["--disk", ",ro"]]
+)
+def test_what_cannot_be_plugged_in_is_one_line(
+    options: list[str], booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *options, "true"]) == 2
+    assert not booted
+    assert one_line(capfd).startswith("emu: ")
 
 
 def test_words_after_the_command_are_its_own(
@@ -88,7 +121,7 @@ def test_words_after_the_command_are_its_own(
 def test_verbose_shows_each_phase(booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
     main(["run", "--verbose", "true"])
     shown = [line.split("  ")[0] for line in capfd.readouterr().err.splitlines()]
-    assert shown == ["phase", "start python", "boot to prompt", "run", "read result", "wall"]
+    assert shown == ["phase", "start python", "boot", "run", "read result", "wall"]
 
 
 def test_a_timeout_is_status_124(booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:

@@ -31,13 +31,14 @@ MSRS = (
     *range(0x200, 0x210),
     *range(0x250, 0x270),
     *range(0x400, 0x430),
+    *range(0x800, 0x840),
     *range(0xC000_0080, 0xC000_0085),
     *range(0xC000_0100, 0xC000_0104),
     *(0xC001_0015, 0xC001_0058, 0xC001_0111, 0xC001_0112, 0xC001_0114, 0xC001_0117),
 )
 PORTS = (
     *(0x20, 0x21, 0x40, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0xA0, 0xA1),
-    *(0x3F8, 0x3F9, 0x3FB, 0xCF8, 0xFFFF, 0xFFFD),
+    *(0x3F8, 0x3F9, 0x3FB, 0xCF8, 0xCF9, 0xCFC, 0xCFE, 0x600, 0x602, 0x604, 0x608, 0x620, 0xFFFF, 0xFFFD),
 )
 SELECTORS = (
     *(0, 0, 3, 8, 0x10, 0x18, 0x20, 0x23, 0x28, 0x2B, 0x30, 0x33),
@@ -69,6 +70,14 @@ WITH_RAX = _codes(
     "0f1800 0fae38 509d 50c3",                              # prefetch, clflush; push and popf; push and ret
 )
 WITH_SELECTOR = _codes("0f00d8 0f00d0 8ed8 8ed0 8ee0 8ee8 0f00e0 0f00e8 0f02c0 0f03c0")    # ltr, lldt, mov, verr, lar
+# mov [rax], dl/dx/edx/rdx; mov dl/dx/edx/rdx, [rax]; lock inc qword [rax]; movups [rax], xmm0 and back
+DEVICE_ACCESSES = _codes("8810 668910 8910 488910 8a10 668b10 8b10 488b10 f048ff00 0f1100 0f1000")
+DEVICE_OFFSETS = (
+    *range(0, 0x40, 4),                     # I/O APIC, virtio's common configuration, the host bridge
+    *range(0, 0x400, 16),                   # local APIC
+    *(0x1000, 0x2000, 0x3000, 0x3004, 0x4000, 0x400C, 0x5000, 0xFF8, 0xFFE, 0x8000, 0x8014, 0x8038, 0x8FFC),
+    *(0x10_8000, 0x10_8004, 0x10_8010, 0x10_8034, 0x10_8040, 0x10_8078, 0x1F_FFF8, 0x1F_FFFE),
+)
 IN_OUT = (b"\xec", b"\x66\xed", b"\xed", b"\xee", b"\x66\xef", b"\xef")
 
 
@@ -143,6 +152,25 @@ def _port(dice: Dice) -> bytes:
     return load(RAX, dice.value()) + load(RDX, port) + dice.pick(IN_OUT)
 
 
+def _device(dice: Dice) -> bytes:
+    """A few accesses to a device's registers."""
+    page = micro.DEVICES + (dice.below(len(micro.DEVICES_PHYSICAL)) << 21)
+    code = b""
+    for _ in range(1 + dice.below(4)):
+        offset = dice.pick(DEVICE_OFFSETS) if dice.below(4) else dice.below(0x1_0000)
+        code += load(RAX, page + offset) + load(RDX, dice.value()) + dice.pick(DEVICE_ACCESSES)
+    return code
+
+
+def _configuration(dice: Dice) -> bytes:
+    """An access to a PCI function's configuration, by ports."""
+    address = 1 << 31 | dice.below(4) << 11 | dice.below(64) << 2
+    return (
+        load(RAX, address) + load(RDX, 0xCF8) + b"\xef"
+        + load(RAX, dice.value()) + load(RDX, 0xCFC + dice.below(4)) + dice.pick(IN_OUT)
+    )
+
+
 def _table(dice: Dice) -> bytes:
     opcode = dice.pick((b"\x0f\x01\x54\x24\x06", b"\x0f\x01\x5c\x24\x06"))      # lgdt, lidt [rsp + 6]
     return push(dice.value()) + load(RAX, dice.below(0x1_0000) << 48) + b"\x50" + opcode
@@ -185,6 +213,9 @@ GADGETS: tuple[Callable[[Dice], bytes], ...] = (
     _interrupt,
     _msr,
     _port,
+    _device,
+    _device,
+    _configuration,
     _table,
     _return,
     _descend,

@@ -11,7 +11,7 @@ from emu.cpu import cpuid
 from emu.cpu.constants import MSR_EFER
 from emu.cpu.platform import Exit
 from hypercalls import GuestFault
-from tests.support.micro import CF, CODE, DATA, DIRECTION, FIXED, GP, IF, SF, UD, UNMAPPED, MicroGuest
+from tests.support.micro import CF, CODE, DATA, DIRECTION, FIXED, GP, IF, SF, UD, UNMAPPED, USER_CODE, MicroGuest
 
 FLAGS = FIXED | CF | SF | DIRECTION
 CR2 = 0x1234_5678_9000
@@ -165,6 +165,45 @@ def test_a_fault_of_the_platform_is_the_guests(monkeypatch: pytest.MonkeyPatch) 
         assert (guest.event.vector, guest.event.error_code, guest.event.rip) == (14, 5, CODE)
 
 
+# -- CR8 -----------------------------------------------------------------------------------------------------------
+
+MOV_CR8_RAX, MOV_RAX_CR8 = b"\x44\x0f\x22\xc0", b"\x44\x0f\x20\xc0"
+
+
+def test_cr8_is_the_platforms_task_priority() -> None:
+    with MicroGuest() as guest:
+        assert guest.run(MOV_CR8_RAX + MOV_RAX_CR8 + b"\xf4", rax=11) is Exit.HALT
+        assert guest.priorities == [0, 11]
+        assert guest.registers.rax == 11
+        guest.priorities.append(5)
+        guest.run(MOV_RAX_CR8 + b"\xf4", rax=0xFFFF_FFFF_FFFF)
+        assert guest.registers.rax == 5
+
+
+@pytest.mark.parametrize("value", [0x10, 1 << 63, 0xFFFF_FFFF_FFFF_FFFF])
+def test_reserved_bits_of_cr8_are_refused(value: int) -> None:
+    with MicroGuest() as guest:
+        guest.run(b"\x90" + MOV_CR8_RAX, rax=value)
+        assert guest.priorities == [0]
+        assert (guest.event.vector, guest.event.error_code, guest.event.rip) == (13, 0, CODE + 1)
+
+
+@pytest.mark.parametrize("code", [MOV_CR8_RAX, MOV_RAX_CR8])
+def test_programs_cannot_reach_cr8(code: bytes) -> None:
+    with MicroGuest() as guest:
+        guest.run(code, at=USER_CODE, rax=3)
+        assert guest.priorities == [0]
+        assert (guest.event.vector, guest.event.rip) == (13, USER_CODE)
+
+
+def test_other_control_registers_are_the_cpus_own() -> None:
+    with MicroGuest() as guest:
+        cr3 = guest.registers.cr(3)
+        assert guest.run(b"\x0f\x20\xd8\x0f\x22\xd8\xf4") is Exit.HALT     # mov rax, cr3; mov cr3, rax
+        assert guest.registers.rax == guest.registers.cr(3) == cr3
+        assert guest.priorities == [0]
+
+
 # -- CPUID and MSRs ------------------------------------------------------------------------------------------------
 
 MASK_64 = (1 << 64) - 1
@@ -184,17 +223,18 @@ def test_cpuid_hides_what_is_not_there() -> None:
     with MicroGuest() as guest:
         _, _, ecx, edx = leaf(guest, 1)
         assert not ecx & (1 << 3 | 1 << 5)                  # MONITOR, VMX
-        assert not edx & (1 << 11 | 1 << 9)                 # SEP, APIC
+        assert not edx & 1 << 11                            # SEP
         assert ecx >> 31                                    # a hypervisor
         _, _, ecx, edx = leaf(guest, 0x8000_0001)
         assert not ecx & (1 << 2 | 1 << 4)                  # SVM, CR8LEG
-        assert not edx & 1 << 9                             # APIC
         assert edx & (1 << 29 | 1 << 20 | 1 << 11) == 1 << 29 | 1 << 20 | 1 << 11    # long mode, NX, SYSCALL
 
 
 def test_cpuid_has_the_bits_that_were_added() -> None:
     with MicroGuest() as guest:
         assert leaf(guest, 1)[2] & cpuid.SET["1_ECX"] == cpuid.SET["1_ECX"]
+        assert leaf(guest, 1)[3] & 1 << 9                   # APIC
+        assert leaf(guest, 6)[0] & cpuid.SET["6_EAX"] == cpuid.SET["6_EAX"]
         assert leaf(guest, 7)[1] & cpuid.SET["7_0_EBX"] == cpuid.SET["7_0_EBX"]
 
 

@@ -6,14 +6,14 @@ something besides the bus reaches it, such as a wire or the host, add a line to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from devices import Device, i8042, i8254, i8259, mc146818, uart16550a
-from tests.devices.fakes import FakeClock, FakeLine
+from devices import Device, MmioDevice, PortRanges, i8042, i8254, i8259, ioapic, lapic, mc146818, uart16550a
+from tests.devices.fakes import FakeClock, FakeLine, FakeTsc
 
-__all__ = ["DEVICES", "STIMULI", "Bench", "Factory", "Stimulus"]
+__all__ = ["DEVICES", "STIMULI", "Bench", "Factory", "MmioRegisters", "Stimulus"]
 
 
 @dataclass
@@ -44,6 +44,38 @@ Factory = Callable[[Bench, Any], Device]
 
 Stimulus = Callable[[Any, int], None]
 """Does something to a device that is not a bus access; the number (0..0xff) says what."""
+
+
+class MmioRegisters:
+    """A memory-mapped device as the battery reaches it: 32-bit registers with numbers in place of bytes with ports.
+
+    Args:
+        device: it, with a `save`.
+        offsets: of its registers.
+
+    Attributes:
+        width: bits of a register; a device on ports has 8.
+    """
+
+    width = 32
+
+    def __init__(self, device: MmioDevice, offsets: Sequence[int]) -> None:
+        self.device: Any = device
+        self.offsets = offsets
+        self.ports: PortRanges = ((0, len(offsets)),)
+
+    def read(self, offset: int) -> int:
+        """Read a whole register; `offset` is its number."""
+        value: int = self.device.read(self.offsets[offset], 4)
+        return value
+
+    def write(self, offset: int, value: int) -> None:
+        """Write a whole register."""
+        self.device.write(self.offsets[offset], 4, value)
+
+    def save(self) -> Any:
+        """The device's state."""
+        return self.device.save()
 
 
 def uart(bench: Bench, state: Any) -> Device:
@@ -89,15 +121,63 @@ def real_time_clock(bench: Bench, state: Any) -> Device:
     return mc146818.Rtc(bench.line("irq"), bench.clock, 256 << 20, state=state or mc146818.POWER_ON)
 
 
+def local_apic(bench: Bench, state: Any) -> Device:
+    """The local APIC in memory; EOIs of level triggered interrupts, NMIs and INTA cycles are what is seen."""
+    device = lapic.LocalApic(bench.line("intr"), bench.clock, FakeTsc(bench.clock), state or lapic.POWER_ON)
+    device.eoi_broadcast = bench.seen.append
+    device.nmi = lambda: bench.seen.append("nmi")
+
+    def external() -> int:
+        bench.seen.append("inta")
+        return 0x30
+
+    device.external = external
+    return MmioRegisters(device, range(0, 0x400, 0x10))
+
+
+def stimulate_local_apic(device: MmioRegisters, number: int) -> None:
+    """An interrupt comes, edge or level triggered; below 4 the 8259A drives LINT0, below 16 one is acknowledged."""
+    if number < 4:
+        device.device.lint0.set(bool(number & 1))
+    elif number < 16:
+        device.device.acknowledge()
+    else:
+        device.device.deliver(number, bool(number & 1))
+
+
+class IoApicRegisters(MmioRegisters):
+    """The I/O APIC and two wires into each of its pins."""
+
+    def __init__(self, device: ioapic.IoApic) -> None:
+        super().__init__(device, (0x00, 0x10, 0x40))
+        self.wires = [(device.line(pin), device.line(pin)) for pin in range(ioapic.PINS)]
+
+
+def io_apic(bench: Bench, state: Any) -> Device:
+    """The I/O APIC; its messages are what is seen."""
+    return IoApicRegisters(
+        ioapic.IoApic(lambda address, data: bench.seen.append((address, data)), state or ioapic.POWER_ON)
+    )
+
+
+def stimulate_io_apic(device: IoApicRegisters, number: int) -> None:
+    """One of two devices (bit 6) drives its wire to pin `number` (bits 4-0) to bit 5."""
+    device.wires[number % 32 % ioapic.PINS][number >> 6 & 1].set(bool(number & 0x20))
+
+
 DEVICES: dict[str, Factory] = {
     "i8042": keyboard_controller,
     "i8254": interval_timer,
     "i8259": interrupt_controllers,
+    "ioapic": io_apic,
+    "lapic": local_apic,
     "mc146818": real_time_clock,
     "uart16550a": uart,
 }
 
 STIMULI: dict[str, Stimulus] = {
     "i8259": stimulate_interrupt_controllers,
+    "ioapic": stimulate_io_apic,
+    "lapic": stimulate_local_apic,
     "uart16550a": stimulate_uart,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["FakeClock", "FakeLine", "FakeTimer"]
+__all__ = ["FakeClock", "FakeLine", "FakeTimer", "FakeTsc"]
 
 
 class FakeLine:
@@ -95,3 +95,24 @@ class FakeClock:
     def _next_due(self, target_ns: int) -> FakeTimer | None:
         due = [timer for timer in self.timers if timer.deadline_ns is not None and timer.deadline_ns <= target_ns]
         return min(due, key=lambda timer: timer.deadline_ns or 0, default=None)
+
+
+class FakeTsc:
+    """A time-stamp counter that counts a FakeClock's time.
+
+    Args:
+        clock: whose time; the counter is 0 at its time 0.
+        per_ns: counts in a nanosecond.
+    """
+
+    def __init__(self, clock: FakeClock, per_ns: int = 3) -> None:
+        self._clock = clock
+        self._per_ns = per_ns
+
+    def now(self) -> int:
+        """What RDTSC gives."""
+        return self._clock.time_ns * self._per_ns
+
+    def ns_at(self, tsc: int, /) -> int:
+        """The clock's time when the counter has reached `tsc`."""
+        return -(-tsc // self._per_ns)

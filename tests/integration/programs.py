@@ -186,7 +186,150 @@ COUNTER = Program(64, """
     0f 05                     syscall
 """)
 
+_NUMBER = """
+    58                        pop rax               ; argc
+    5b                        pop rbx               ; argv[0]
+    5e                        pop rsi               ; argv[1]: a number in decimal
+    4c 8d 6c c4 f8            lea r13, [rsp + rax*8 - 8]    ; the environment, behind argv and its null
+    49 89 e4                  mov r12, rsp          ; argv + 2: the program to run, and its arguments
+    31 db                     xor ebx, ebx          ; becomes the number
+    31 c0                     xor eax, eax
+    ac                        lodsb al, byte ptr [rsi]      ; 0x400087
+    2c 30                     sub al, 0x30          ; '0'
+    72 07                     jb 0x400093           ; the end
+    6b db 0a                  imul ebx, ebx, 0xa
+    01 c3                     add ebx, eax
+    eb f4                     jmp 0x400087
+"""
+_SOCKET = """
+    6a 28                     push 0x28             ; 0x400093; AF_VSOCK
+    5f                        pop rdi
+    be 01 00 08 00            mov esi, 0x80001      ; SOCK_STREAM | SOCK_CLOEXEC
+    31 d2                     xor edx, edx
+    6a 29                     push 0x29             ; socket
+    58                        pop rax
+    0f 05                     syscall
+    89 c5                     mov ebp, eax
+    48 c1 e3 20               shl rbx, 0x20         ; struct sockaddr_vm: the port, and before it
+    48 83 cb 28               or rbx, 0x28          ; AF_VSOCK
+"""
+_EXECUTE = """
+    31 f6                     xor esi, esi
+    6a 21                     push 0x21             ; dup2(EDI, 0)
+    58                        pop rax
+    0f 05                     syscall
+    ff c6                     inc esi
+    6a 21                     push 0x21             ; dup2(EDI, 1)
+    58                        pop rax
+    0f 05                     syscall
+    49 8b 3c 24               mov rdi, qword ptr [r12]
+    4c 89 e6                  mov rsi, r12
+    4c 89 ea                  mov rdx, r13
+    6a 3b                     push 0x3b             ; execve
+    58                        pop rax
+    0f 05                     syscall
+"""
+
+VSOCK_CALL = Program(64, f"""
+    {_NUMBER}
+    {_SOCKET}
+    6a 02                     push 2                ; VMADDR_CID_HOST
+    53                        push rbx
+    89 ef                     mov edi, ebp
+    48 89 e6                  mov rsi, rsp
+    6a 10                     push 0x10             ; sizeof(struct sockaddr_vm)
+    5a                        pop rdx
+    6a 2a                     push 0x2a             ; connect
+    58                        pop rax
+    0f 05                     syscall
+    f7 d8                     neg eax
+    75 1f                     jne 0x4000df
+    {_EXECUTE}
+    f7 d8                     neg eax
+    89 c7                     mov edi, eax          ; 0x4000df
+    6a 3c                     push 0x3c             ; exit(errno)
+    58                        pop rax
+    0f 05                     syscall
+""")
+"""PORT PROGRAM ARGUMENT...: connects to a port of the host; that is the program's standard input and output."""
+
+VSOCK_SERVE = Program(64, f"""
+    {_NUMBER}
+    {_SOCKET}
+    b8 ff ff ff ff            mov eax, 0xffffffff   ; VMADDR_CID_ANY; zeroes behind it
+    50                        push rax
+    53                        push rbx
+    89 ef                     mov edi, ebp
+    48 89 e6                  mov rsi, rsp
+    6a 10                     push 0x10             ; sizeof(struct sockaddr_vm)
+    5a                        pop rdx
+    6a 31                     push 0x31             ; bind
+    58                        pop rax
+    0f 05                     syscall
+    be 80 00 00 00            mov esi, 0x80         ; connections that wait
+    6a 32                     push 0x32             ; listen, which fails if bind did
+    58                        pop rax
+    0f 05                     syscall
+    f7 d8                     neg eax
+    75 60                     jne 0x40012e
+    6a 39                     push 0x39             ; fork
+    58                        pop rax
+    0f 05                     syscall
+    97                        xchg edi, eax
+    85 ff                     test edi, edi
+    75 54                     jne 0x40012c          ; the parent ends once there is a listener
+    89 ef                     mov edi, ebp          ; 0x4000d8
+    31 f6                     xor esi, esi
+    31 d2                     xor edx, edx
+    41 ba 00 00 08 00         mov r10d, 0x80000     ; SOCK_CLOEXEC
+    b8 20 01 00 00            mov eax, 0x120        ; accept4
+    0f 05                     syscall
+    89 c3                     mov ebx, eax
+    6a 39                     push 0x39             ; fork
+    58                        pop rax
+    0f 05                     syscall
+    89 df                     mov edi, ebx
+    85 c0                     test eax, eax
+    74 17                     je 0x40010f
+    6a 03                     push 3                ; close
+    58                        pop rax
+    0f 05                     syscall
+    6a ff                     push -1               ; any child
+    5f                        pop rdi
+    31 f6                     xor esi, esi
+    6a 01                     push 1                ; WNOHANG: one for each that is started leaves few behind
+    5a                        pop rdx
+    45 31 d2                  xor r10d, r10d
+    6a 3d                     push 0x3d             ; wait4
+    58                        pop rax
+    0f 05                     syscall
+    eb c9                     jmp 0x4000d8
+    {_EXECUTE}
+    31 c0                     xor eax, eax          ; 0x40012c
+    89 c7                     mov edi, eax          ; 0x40012e
+    6a 3c                     push 0x3c             ; exit(0 or errno)
+    58                        pop rax
+    0f 05                     syscall
+""")
+"""PORT PROGRAM ARGUMENT...: goes on in the background, and runs the program for each connection to the port."""
+
+SHUTDOWN = Program(64, f"""
+    {_NUMBER}
+    31 ff                     xor edi, edi          ; standard input
+    89 de                     mov esi, ebx
+    6a 30                     push 0x30             ; shutdown
+    58                        pop rax
+    0f 05                     syscall
+    f7 d8                     neg eax
+    89 c7                     mov edi, eax
+    6a 3c                     push 0x3c             ; exit(errno)
+    58                        pop rax
+    0f 05                     syscall
+""")
+"""HOW: ends one direction of the connection that is its standard input, or both: SHUT_RD 0, SHUT_WR 1, SHUT_RDWR 2."""
+
 PROGRAMS = {
     "illegal": ILLEGAL, "null": NULL_POINTER, "divide": DIVIDE, "breakpoint": BREAKPOINT, "survivor": SURVIVOR,
     "int80": INT_80, "syscall32": SYSCALL_32, "warner": WARNER, "counter": COUNTER,
+    "vsock call": VSOCK_CALL, "vsock serve": VSOCK_SERVE, "shutdown": SHUTDOWN,
 }  # fmt: skip

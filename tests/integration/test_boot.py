@@ -89,7 +89,7 @@ def small_root(programs: dict[str, Entry], *lines: str) -> bytes:
 def output_of(kernel: Path, initrd: Path, memory: int = 128 * MIB) -> str:
     """Boot to the end; what was on the console."""
     with emu.boot(kernel=kernel, initrd=initrd, memory=memory) as machine:
-        assert machine.run_to_end(BOOT_S) is StopReason.HALTED, machine.console.tail()
+        assert machine.run_to_end(BOOT_S) is StopReason.POWER_OFF, machine.console.tail()
         return machine.console.history.decode("utf-8", "replace")
 
 

@@ -117,6 +117,39 @@ def test_two_roots(tmp_path: Path) -> None:
     run("--initrd", tmp_path, "--root", tmp_path)
 
 
+FITTINGS = {
+    "a share of nothing": (["--share", "data={}/nowhere"], "nowhere"),
+    "a share of a file": (["--share", "data={}/file"], "file"),
+    "a share without a tag": (["--share", "{}"], "TAG=DIRECTORY"),
+    "a tag that is ours": (["--share", "emu-root={}"], "emu-root"),
+    "a tag that is too long": (["--share", "x" * 32 + "={}"], "tag"),
+    "an unknown security model": (["--share", "data={},security=loose"], "loose"),
+    "a disk of nothing": (["--disk", "{}/nowhere"], "nowhere"),
+    "a disk of a directory": (["--disk", "{}"], "directory"),
+    "an empty disk": (["--disk", "{}/empty"], "empty"),
+    "a disk in use": (["--disk", "{}/file", "--disk", "{}/file"], "file"),
+    "more disks than slots": (["--disk", "{}/file,ro"] * 32, "PCI"),
+    "an overlay that is something else": (["--disk", "{}/file,overlay={}/other"], "other"),
+    "a socket file in no directory": (["--vsock", "{}/nowhere/v.sock"], "nowhere"),
+    "a socket file's path too long": (["--vsock", "{}/" + "x" * 120], "path"),
+    "a socket file that is something else": (["--vsock", "{}/file"], "file"),
+    "a configuration of nothing": (["--config", "{}/nowhere"], "nowhere"),
+    "modules of nothing": (["--modules", "{}/nowhere"], "nowhere"),
+    "modules of something else": (["--modules", "{}/file"], "file"),
+    "a root over 9p that is a file": (["--root", "{}/file", "--root-over", "9p"], "file"),
+    "a root over 9p of nothing": (["--root-over", "9p"], "directory"),
+}
+
+
+@pytest.mark.parametrize("name", FITTINGS)
+def test_what_cannot_be_plugged_in(name: str, tmp_path: Path) -> None:
+    for file, content in (("file", b"x" * 4096), ("other", b"y" * 4096), ("empty", b"")):
+        (tmp_path / file).write_bytes(content)
+    options, said = FITTINGS[name]
+    assert said in run(*(option.replace("{}", str(tmp_path)) for option in options))
+    assert (tmp_path / "file").read_bytes() == b"x" * 4096 and (tmp_path / "other").read_bytes() == b"y" * 4096
+
+
 def test_a_guest_s_panic_is_its_line_and_status_125() -> None:
     command = [sys.executable, "-m", "emu", "run", "--append", "rdinit=/nothing panic=-1", "--", "true"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=100)

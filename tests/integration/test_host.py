@@ -33,11 +33,12 @@ def gained(machine: Machine, kind: str, work: Callable[[], object]) -> int:
 
 
 def test_system_calls_are_counted(machine: Machine) -> None:
-    machine.run("true", timeout=20)
-    script = "dd if=/dev/zero of=/dev/null bs=1 count={} 2>/dev/null"
-    few = gained(machine, "syscall", lambda: machine.run(script.format(1), timeout=20))
-    many = gained(machine, "syscall", lambda: machine.run(script.format(5001), timeout=20))
-    assert 10_000 <= many - few < 10_200
+    def least(count: int) -> int:
+        """System calls of a dd of that many blocks; what runs besides only adds, and more on a busy host."""
+        script = f"dd if=/dev/zero of=/dev/null bs=1 count={count} 2>/dev/null"
+        return min(gained(machine, "syscall", lambda: machine.run(script, timeout=20)) for _ in range(3))
+
+    assert 9_900 < least(5001) - least(1) < 11_500
 
 
 def test_bytes_are_counted_on_whichever_way_they_take(machine: Machine) -> None:
@@ -205,11 +206,11 @@ def test_interrupted_run_leaves_a_console_that_can_be_used(machine: Machine) -> 
 class Terminal:
     """`emu boot` with a terminal of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self.master, self.slave = pty.openpty()
         self.modes = termios.tcgetattr(self.slave)
         self.shown = bytearray()
-        command = [sys.executable, "-m", "emu", "boot", "--kernel", "cloud"]
+        command = [sys.executable, "-m", "emu", "boot", "--kernel", "cloud", *options]
         self.process = subprocess.Popen(command, stdin=self.slave, stdout=self.slave, stderr=self.slave)
 
     def expect(self, text: bytes, seconds: float = 30.0) -> None:

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def console(machine: Machine) -> emu.console.Console:
     """The machine's console, at a prompt, nothing unread."""
-    machine.run("true", timeout=20)
     console = machine.console
-    console.sendline("stty -echo")
-    console.expect("# ")
+    console.sendline("stty -echo; echo at its $((4 * 8))")
+    console.expect("at its 32\r\n.*# ", timeout=20)
+    console.discard()
     return console
 
 

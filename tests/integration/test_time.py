@@ -38,7 +38,7 @@ def cost_of_readings(machine: Machine) -> tuple[int, int]:
 def test_programs_read_the_clock_with_neither_exit_nor_system_call(machine: Machine) -> None:
     syscalls, msrs = cost_of_readings(machine)
     assert syscalls < 100
-    assert msrs == 0
+    assert msrs < READINGS // 10            # the timer's: each sets the next
 
 
 def test_without_kvmclock_each_reading_is_a_system_call() -> None:
@@ -46,8 +46,8 @@ def test_without_kvmclock_each_reading_is_a_system_call() -> None:
     with emu.boot(kernel="cloud", append="no-kvmclock notsc") as machine:
         machine.wait_prompt()
         question = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
-        assert machine.run(question, timeout=20).stdout == "refined-jiffies\n"
-        assert cost_of_readings(machine)[0] >= READINGS
+        assert machine.run(question, timeout=20).stdout == "acpi_pm\n"
+        assert cost_of_readings(machine)[0] > 0.99 * READINGS
 
 
 def test_wall_clock_is_the_host_s(machine: Machine) -> None:

@@ -27,9 +27,11 @@ def make(tmp_path: Path, image: bytes) -> Kernel:
     return load_kernel(tmp_path / "vmlinuz", Cache(tmp_path / "cache"))
 
 
-def boot(kernel: Kernel, initrd: bytes | None = None, cmdline: str = "", **sizes: int) -> tuple[FakeMemory, BootState]:
+def boot(
+    kernel: Kernel, *archives: bytes, cmdline: str = "", rsdp: int = 0, **sizes: int
+) -> tuple[FakeMemory, BootState]:
     memory = FakeMemory(sizes.get("low_size", 64 * MIB), sizes.get("high_size", 0))
-    return memory, load_linux(memory, kernel, initrd, cmdline)
+    return memory, load_linux(memory, kernel, archives, cmdline, rsdp)
 
 
 def u32(memory: FakeMemory, address: int) -> int:
@@ -170,3 +172,14 @@ def test_replaced_settings_are_all_there_is() -> None:
     assert command_line(replace="console=ttyS0") == "console=ttyS0"
     assert command_line(extra="quiet", replace="console=ttyS0") == "console=ttyS0 quiet"
     assert command_line(replace="") == ""
+
+
+def test_archives_lie_one_behind_the_other_four_byte_aligned(kernel: Kernel) -> None:
+    memory, state = boot(kernel, b"first", b"", b"second!")
+    start, size = u32(memory, state.rsi + 0x218), u32(memory, state.rsi + 0x21C)
+    assert memory.ram[start : start + size] == b"first\0\0\0second!\0"
+
+
+def test_the_acpi_tables_are_pointed_to(kernel: Kernel) -> None:
+    memory, state = boot(kernel, rsdp=0xF0000)
+    assert u64(memory, state.rsi + 0x70) == 0xF0000

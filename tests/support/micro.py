@@ -33,6 +33,8 @@ USER_FIRST, USER_LAST = 0x40000, 0x7FFFF
 ALIAS = 0x20_0000
 MMIO = 0x60_0000                        # virtual; open bus at guest-physical MMIO_PHYSICAL
 MMIO_PHYSICAL = 0xD000_0000
+DEVICES = 0x200_0000                    # virtual, and on: the 2 MiB pages at DEVICES_PHYSICAL
+DEVICES_PHYSICAL = (0xC000_0000, 0xFD00_0000, 0xFEC0_0000, 0xFEE0_0000)     # virtio, ECAM, I/O and local APIC
 UNMAPPED = 0x90_0000
 VMCB = 0xFD00_0000
 
@@ -108,7 +110,9 @@ def image(resume: frozenset[int] = frozenset()) -> bytes:
     table = PRESENT | WRITABLE | USER
     put_quads(PML4, PDPT | table)
     put_quads(PDPT, PD | table)
+    devices = [physical | table | LARGE for physical in DEVICES_PHYSICAL]
     put_quads(PD, PT | table, PT_ALIAS | table, 0, MMIO_PHYSICAL | table | LARGE)
+    put_quads(PD + (DEVICES >> 18), *devices)
     for page in range(0, 512 << 12, 1 << 12):
         entry = page | PRESENT | WRITABLE | (USER if USER_FIRST <= page <= USER_LAST else 0)
         put_quads(PT + (page >> 9), entry)
@@ -173,6 +177,7 @@ class MicroGuest:
         ins: (port, size) of every IN; it reads `input`.
         msrs: what the platform's MSRs hold; others are #GP.
         vectors: what INTA cycles will yield, in order.
+        priorities: what was written to CR8, after the 0 it starts with.
     """
 
     resume: Collection[int] = ()
@@ -183,17 +188,19 @@ class MicroGuest:
     input: int = 0xFFFF_FFFF
     msrs: dict[int, int] = field(default_factory=dict)
     vectors: list[int] = field(default_factory=list)
+    priorities: list[int] = field(default_factory=lambda: [0])
 
     def __post_init__(self) -> None:
         self.memory.write(0, image(frozenset(self.resume)))
-        self.cpu = Cpu(Platform(self.port_in, self.port_out, self.rdmsr, self.wrmsr, self.acknowledge), VMCB)
+        handlers = self.port_in, self.port_out, self.rdmsr, self.wrmsr, self.acknowledge
+        self.cpu = Cpu(Platform(*handlers, lambda: self.priorities[-1], self.priorities.append), VMCB)
         for start, block in self.memory.blocks():
             self.cpu.map_ram(start, block)
         self.memory.drop_code = self.cpu.drop_code
         self.cpu.open_trap_door()
         low, high = self.memory.low_size, (1 << 32) + self.memory.high_size
         for start, end in ((low, VMCB), (VMCB + 0x4000, 1 << 32), (high, 1 << 52)):
-            self.cpu.map_mmio(start, end - start, lambda _offset, size: (1 << 8 * size) - 1, lambda *_: None)
+            self.cpu.map_mmio(start, end - start, self.mmio_read, self.mmio_write)
         self.cpu.enter_long_mode(START)
         self.cpu.write_msr(MSR_EFER, EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE)
         self.cpu.write_msr(MSR_STAR, 0x23 << 48 | KERNEL_CS << 32)
@@ -215,6 +222,13 @@ class MicroGuest:
         registers = self.registers
         frame = EVENT.unpack(self.memory.read(registers.rsp, EVENT.size))
         self.events.append(Event(*frame, registers.cr(2)))
+
+    def mmio_read(self, address: int, size: int) -> int:
+        """A load from outside RAM: open bus."""
+        return (1 << 8 * size) - 1
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        """A store outside RAM: dropped."""
 
     def rdmsr(self, number: int) -> int:
         """RDMSR of a platform MSR."""

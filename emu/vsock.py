@@ -1,0 +1,355 @@
+"""Sockets between guest and host: the host's side of virtio-vsock, as AF_UNIX sockets and for Python.
+
+The convention is Firecracker's. For a socket file PATH:
+
+- a program of the host connects to PATH and sends "CONNECT <guest port>" and a newline; it reads "OK <host port>" and
+  a newline, then the bytes are the guest's. If the guest refuses, the connection is closed instead;
+- a program of the guest connects to CID 2 (the host), port N; that is a connection to the socket file PATH_N.
+
+Nothing here starts a thread: sockets are watched beside the guest, on the machine's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from devices import Clock, Files, Timer
+from devices.virtio.vsock import Connection, NotReady, State, Vsock, VsockState
+from emu.errors import EmuError, GuestError, GuestTimeout
+from emu.vsock_sockets import LAST_PORT, Caller, SocketFile, SocketStream, log
+
+__all__ = ["Drive", "VsockHost", "VsockListener", "VsockStream"]
+
+T = TypeVar("T")
+Drive = Callable[[Callable[[], bool], float | None], bool]
+"""Runs the guest until a condition holds or so many host seconds are over; whether it holds."""
+
+PIPELINE = 128                      # connections that wait for `VsockListener.accept`
+RETRY_NS = 10_000_000               # after the host was too busy to accept
+
+
+class VsockHost:
+    """What the guest's vsock device is connected to; it lives as long as the machine, and through its reboots.
+
+    Args:
+        files: watches sockets on the machine's thread.
+        drive: `Machine.drive`.
+        path: of the socket file for programs of the host; None for Python only.
+
+    Raises:
+        EmuError: the socket file cannot be made.
+    """
+
+    def __init__(self, files: Files, drive: Drive, path: Path | None = None) -> None:
+        self._files = files
+        self._drive = drive
+        self._path = path
+        self._device: Vsock | None = None
+        self._clock: Clock | None = None
+        self._timer: Timer | None = None
+        self._listeners: dict[int, VsockListener] = {}
+        self._callers: set[Caller] = set()
+        self._busy: list[Connection] = []       # of the guest's, to programs that were too busy to accept
+        self._file = SocketFile(path) if path else None
+
+    def device(self, clock: Clock, state: VsockState) -> Vsock:
+        """A device for a board; the one for the board before has to be closed."""
+        self._clock = clock
+        self._timer = clock.timer(self._again)
+        self._device = Vsock(self, clock, state)
+        self._busy.clear()
+        self._watch_file()
+        return self._device
+
+    def close(self) -> None:
+        """Listen no more, and remove the socket file; the device is closed by its board."""
+        for listener in list(self._listeners.values()):
+            listener.close()
+        for caller in list(self._callers):
+            caller.closed("the machine ended")
+        if self._file:
+            self._files.forget(self._file.sock.fileno())
+            self._file.close()
+            self._file = None
+
+    # -- for Python ----------------------------------------------------------------------------------------------
+
+    def connect(self, port: int, timeout: float | None = None) -> VsockStream:
+        """Connect to a program of the guest, which runs meanwhile.
+
+        Args:
+            port: that the program listens on.
+            timeout: host seconds; without one it is the device's 8 s of patience.
+
+        Raises:
+            EmuError: no such port, or no file descriptor is left.
+            GuestError: nobody listens there, or the guest has no driver.
+            GuestTimeout, GuestStopped: no answer in time; the guest stopped before.
+        """
+        if not 0 <= port <= LAST_PORT:
+            raise EmuError(f"vsock: no port {port}; ports are 0 to {LAST_PORT}")
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise EmuError(f"vsock: no socket: {error.strerror}") from None
+        failures: list[str] = []
+        stream = SocketStream(self._files, theirs, f"Python to guest port {port}", failures.append)
+        try:
+            connection = self._ask(port, stream)
+        except NotReady as error:
+            stream.closed(str(error))
+            ours.close()
+            raise GuestError(f"vsock: guest port {port}: {error}") from None
+        try:
+            if not self._drive(lambda: connection.state is not State.ASKED_BY_HOST, timeout):
+                raise GuestTimeout(f"vsock: guest port {port}: no answer in {timeout} s")
+            if failures and not stream.is_established:
+                raise GuestError(f"vsock: guest port {port}: {failures[0]}")
+        except BaseException:
+            ours.close()
+            self._abandon(connection)
+            raise
+        return VsockStream(ours, self._drive, port, connection.host_port)
+
+    def listen(self, port: int) -> VsockListener:
+        """Let programs of the guest connect to a port of the host's; it goes before a socket file.
+
+        Raises:
+            EmuError: no such port, or it is taken.
+        """
+        if not 0 <= port <= LAST_PORT:
+            raise EmuError(f"vsock: no port {port}; ports are 0 to {LAST_PORT}")
+        if port in self._listeners:
+            raise EmuError(f"vsock: port {port} of the host is listened on already")
+        listener = self._listeners[port] = VsockListener(port, self._drive, self._forget_listener)
+        return listener
+
+    def _forget_listener(self, listener: VsockListener) -> None:
+        if self._listeners.get(listener.port) is listener:
+            del self._listeners[listener.port]
+
+    # -- from the host -------------------------------------------------------------------------------------------
+
+    def _ask(self, port: int, stream: SocketStream) -> Connection:
+        if self._device is None:
+            raise NotReady("the guest has no vsock device")
+        return self._device.connect(port, stream)
+
+    def _abandon(self, connection: Connection) -> None:
+        if self._device:
+            self._device.abandon(connection, "given up by the host")
+
+    def _watch_file(self) -> None:
+        if self._file:
+            self._files.watch(self._file.sock.fileno(), self._called)
+
+    def _called(self) -> None:
+        """A program of the host has connected."""
+        assert self._file
+        try:
+            sock, _address = self._file.sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:        # no file descriptor left: it would be readable for ever
+            log.warning("%s: %s", self._path, error.strerror)
+            self._files.forget(self._file.sock.fileno())
+            self._later()
+            return
+        self._callers.add(Caller(self._files, sock, self._ask, self._callers.discard))
+
+    # -- from the guest (devices.virtio.vsock.Backend) -----------------------------------------------------------
+
+    def open(self, connection: Connection) -> None:
+        """The guest wants to connect: to Python if that listens, else to a socket file."""
+        listener = self._listeners.get(connection.host_port)
+        if listener is None:
+            self._dial(connection)
+        elif len(listener.waiting) >= PIPELINE:
+            self._refuse(connection, f"{PIPELINE} connections wait to be accepted by Python")
+        else:
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError as error:
+                self._refuse(connection, f"no socket: {error.strerror}")
+                return
+            listener.waiting.append(VsockStream(ours, self._drive, connection.guest_port, connection.host_port))
+            self._accept(connection, theirs, f"guest to Python's port {listener.port}")
+
+    def note(self, text: str) -> None:
+        """Log what the device has to say."""
+        log.debug("%s", text)
+
+    def _dial(self, connection: Connection) -> None:
+        if self._path is None:
+            self._refuse(connection, "nobody listens there")
+            return
+        path = f"{self._path}_{connection.host_port}"
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._refuse(connection, f"no socket: {error.strerror}")
+            return
+        result = sock.connect_ex(path)
+        if result == 0:
+            self._accept(connection, sock, f"guest to {path}")
+            return
+        sock.close()
+        if result == errno.EAGAIN:
+            self._busy.append(connection)
+            self._later()
+        else:
+            self._refuse(connection, f"{path}: {os.strerror(result)}")
+
+    def _accept(self, connection: Connection, sock: socket.socket, name: str) -> None:
+        assert self._device
+        stream = SocketStream(self._files, sock, f"{name} (from {connection.guest_port})", lambda _reason: None)
+        stream.established()
+        self._device.accept(connection, stream)
+
+    def _refuse(self, connection: Connection, reason: str) -> None:
+        assert self._device
+        log.info("guest port %d to host port %d: refused: %s", connection.guest_port, connection.host_port, reason)
+        self._device.refuse(connection, reason)
+
+    def _later(self) -> None:
+        assert self._clock and self._timer
+        if self._timer.deadline_ns is None:
+            self._timer.arm(self._clock.now_ns() + RETRY_NS)
+
+    def _again(self) -> None:
+        """Try once more what there was no room for."""
+        self._watch_file()
+        busy, self._busy = self._busy, []
+        for connection in busy:
+            if connection.state is State.ASKED_BY_GUEST:
+                self._dial(connection)
+
+
+class VsockStream:
+    """A connection to a program of the guest, as a socket that runs the guest while it waits.
+
+    For other threads there are the socket files: only the machine's own thread can run the guest.
+
+    Attributes:
+        guest_port, host_port: its ends.
+    """
+
+    def __init__(self, sock: socket.socket, drive: Drive, guest_port: int, host_port: int) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._drive = drive
+        self.guest_port = guest_port
+        self.host_port = host_port
+
+    def recv(self, size: int, timeout: float | None = None) -> bytes:
+        """Read what is there, at least one byte.
+
+        Args:
+            size: most bytes to read.
+            timeout: host seconds, None for ever.
+
+        Returns:
+            The bytes; none at the end of the stream.
+
+        Raises:
+            GuestTimeout, GuestStopped: nothing came in time; the guest stopped before.
+            OSError: as of a socket.
+        """
+        return self._wait(lambda: self._sock.recv(size), timeout)
+
+    def send(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> int:
+        """Write at least one byte; how many.
+
+        Args:
+            data: what to write.
+            timeout: host seconds, None for ever.
+
+        Raises:
+            GuestTimeout, GuestStopped: nothing was taken in time; the guest stopped before.
+            OSError: as of a socket.
+        """
+        return self._wait(lambda: self._sock.send(data, socket.MSG_NOSIGNAL), timeout)
+
+    def sendall(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
+        """Write everything; arguments and errors as of `send`, the time being for each part of it."""
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.send(view, timeout) :]
+
+    def shutdown(self, how: int) -> None:
+        """End one direction, or both: socket.SHUT_RD, SHUT_WR, SHUT_RDWR. The guest hears of it as it runs on."""
+        self._sock.shutdown(how)
+
+    def fileno(self) -> int:
+        """The socket, -1 once closed."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """End it; bytes written before still go to the guest as it runs on."""
+        self._sock.close()
+
+    def __enter__(self) -> VsockStream:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _wait(self, attempt: Callable[[], T], timeout: float | None) -> T:
+        done: list[T] = []
+
+        def succeeded() -> bool:
+            try:
+                if not done:                # asked again after that: once is enough
+                    done.append(attempt())
+            except BlockingIOError:
+                return False
+            return True
+
+        if not succeeded() and not self._drive(succeeded, timeout):
+            raise GuestTimeout(f"vsock: guest port {self.guest_port}: nothing in {timeout} s")
+        return done[0]
+
+
+class VsockListener:
+    """A port of the host's that Python listens on.
+
+    Attributes:
+        port: its number.
+    """
+
+    def __init__(self, port: int, drive: Drive, closed: Callable[[VsockListener], None]) -> None:
+        self.port = port
+        self._drive = drive
+        self._closed = closed
+        self.waiting: deque[VsockStream] = deque()
+
+    def accept(self, timeout: float | None = None) -> VsockStream:
+        """Run the guest until one of its programs has connected.
+
+        Args:
+            timeout: host seconds, None for ever.
+
+        Raises:
+            GuestTimeout, GuestStopped: none has; the guest stopped before.
+        """
+        if not self._drive(lambda: bool(self.waiting), timeout):
+            raise GuestTimeout(f"vsock: nobody connected to port {self.port} of the host in {timeout} s")
+        return self.waiting.popleft()
+
+    def close(self) -> None:
+        """Listen no more; what waits for `accept` is closed."""
+        self._closed(self)
+        while self.waiting:
+            self.waiting.popleft().close()
+
+    def __enter__(self) -> VsockListener:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()

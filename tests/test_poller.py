@@ -1,0 +1,65 @@
+"""Waiting for files: who is called back, and when no more."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from emu.poller import Poller
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    here, there = socket.socketpair()
+    with here, there:
+        yield here, there
+
+
+def test_a_readable_file_calls_back_until_it_is_read(pair: tuple[socket.socket, socket.socket]) -> None:
+    here, there = pair
+    poller, seen = Poller(), []
+    poller.watch(here.fileno(), lambda: seen.append(here.recv(1)))
+    poller.wait(0)
+    there.send(b"ab")
+    for _ in range(3):
+        poller.wait(0)
+    assert seen == [b"a", b"b"]
+
+
+def test_a_writable_file_calls_back_only_if_that_was_asked(pair: tuple[socket.socket, socket.socket]) -> None:
+    here, _ = pair
+    poller, seen = Poller(), []
+    poller.watch(here.fileno(), readable=lambda: seen.append("read"))
+    poller.wait(0)
+    assert seen == []
+    poller.watch(here.fileno(), writable=lambda: seen.append("write"))
+    poller.wait(0)
+    assert seen == ["write"]
+
+
+def test_an_end_that_is_gone_calls_back(pair: tuple[socket.socket, socket.socket]) -> None:
+    here, there = pair
+    poller, seen = Poller(), []
+    poller.watch(here.fileno(), lambda: seen.append(here.recv(1)))
+    there.close()
+    poller.wait(0)
+    assert seen == [b""]
+
+
+def test_a_callback_may_forget_another_file_that_is_ready(pair: tuple[socket.socket, socket.socket]) -> None:
+    here, there = pair
+    reader, writer = os.pipe()
+    try:
+        poller, seen = Poller(), []
+        poller.watch(here.fileno(), lambda: (seen.append("socket"), poller.forget(reader)))
+        poller.watch(reader, lambda: seen.append("pipe"))
+        there.send(b"x")
+        os.write(writer, b"x")
+        poller.wait(0)
+        assert seen == ["socket"]
+    finally:
+        os.close(reader)
+        os.close(writer)
