@@ -10,8 +10,8 @@ from devices.virtio.console import PORT_SIZES, Console
 from devices.virtio.queue import RING_FEATURES
 from emu.bus import MmioBus
 from emu.cpu.platform import Exit
+from emu.micro import DATA, MMIO, MMIO_PHYSICAL, MicroGuest
 from tests.devices.virtio.pci_driver import NOTIFY, Machine
-from tests.support.micro import DATA, MMIO, MMIO_PHYSICAL, MicroGuest
 
 __all__ = ["HVC_WRITE", "HvcGuest"]
 

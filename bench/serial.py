@@ -32,8 +32,8 @@ from emu.cpu.abi import ffi
 from emu.cpu.bypass import Bypass
 from emu.cpu.library import load
 from emu.cpu.platform import Exit
-from tests.support.micro import DATA as GUEST_RESULTS
-from tests.support.micro import MicroGuest
+from emu.micro import DATA as GUEST_RESULTS
+from emu.micro import MicroGuest
 
 ROUNDS = 20
 FULL_BYTES, BYPASS_BYTES = 40_000, 400_000

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from emu import micro
 from emu.errors import EmuError, GuestStopped
 from emu.machine import Machine, StopReason
 from emu.memory import MIB
-from tests.support import micro
-from tests.support.micro import CODE, FIXED, IF
+from emu.micro import CODE, FIXED, IF
 
 SPIN = b"\xeb\xfe"                      # jmp $
 IDLE = b"\xfb\xf4\xeb\xfc"              # sti; hlt; jmp to it

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from emu import machine as machine_module
+from emu import micro
 from emu.errors import EmuError
 from emu.machine import Machine
 from emu.memory import MIB
-from tests.support import micro
 from tests.test_machine import SPIN, out
 
 SERIAL = 0x3F8

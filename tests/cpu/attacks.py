@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from emu import micro
 from tests.cpu.hostile import Attack
-from tests.support import micro
 
 T = TypeVar("T")
 

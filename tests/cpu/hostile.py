@@ -10,11 +10,11 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 
+from emu import micro
 from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, MSR_EFER
 from emu.errors import GuestStopped
 from emu.machine import Machine
 from emu.memory import MIB
-from tests.support import micro
 
 RUN_SECONDS = 0.01                      # no attack needs more to do its worst; one that still runs then is a survivor
 HANDLED = 50                            # exceptions that are handled before the guest gives up, to save time

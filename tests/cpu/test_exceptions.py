@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
+from emu import micro
 from emu.cpu.platform import Exit
-from tests.support import micro
-from tests.support.micro import (
+from emu.micro import (
     AF,
     ALIAS,
     BP,

@@ -10,8 +10,8 @@ import pytest
 from emu.cpu import cpuid
 from emu.cpu.constants import MSR_EFER
 from emu.cpu.platform import Exit
+from emu.micro import CF, CODE, DATA, DIRECTION, FIXED, GP, IF, SF, UD, UNMAPPED, USER_CODE, MicroGuest
 from hypercalls import GuestFault
-from tests.support.micro import CF, CODE, DATA, DIRECTION, FIXED, GP, IF, SF, UD, UNMAPPED, USER_CODE, MicroGuest
 
 FLAGS = FIXED | CF | SF | DIRECTION
 CR2 = 0x1234_5678_9000

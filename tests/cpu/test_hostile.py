@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from emu import micro
 from emu.cpu.platform import Exit
 from emu.memory import GuestMemory
+from emu.micro import MicroGuest
 from tests.cpu.attacks import MASK_64, RAX, RCX, attack, load, push
 from tests.cpu.hostile import Attack
-from tests.support import micro
-from tests.support.micro import MicroGuest
 from tests.support.remedies import run_alone
 
 PATIENCE_S = 10.0                       # an attack takes 10 ms; a host that hangs takes for ever

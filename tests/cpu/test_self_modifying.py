@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from emu import micro
 from emu.cpu.platform import Exit
 from emu.memory import GIB, HIGH_START, GuestMemory
-from tests.support import micro
-from tests.support.micro import ALIAS, CODE, MicroGuest
+from emu.micro import ALIAS, CODE, MicroGuest
 from tests.support.remedies import run_alone
 
 FUNCTION = CODE + 0x5000                # on a page of its own

@@ -23,7 +23,7 @@ from emu.cpu.constants import (
 from emu.cpu.cpu import Cpu
 from emu.cpu.library import load
 from emu.cpu.platform import Exit
-from tests.support.micro import BP, CODE, DATA, UD, USER_CODE, USER_CS32, MicroGuest, host_address
+from emu.micro import BP, CODE, DATA, UD, USER_CODE, USER_CS32, MicroGuest, host_address
 from tests.support.remedies import run_alone
 
 INTERVAL_NS = 50_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from emu import micro
 from emu.cpu.constants import (
     EFER_LMA,
     EFER_LME,
@@ -15,8 +16,7 @@ from emu.cpu.constants import (
     MSR_STAR,
 )
 from emu.cpu.platform import Exit
-from tests.support import micro
-from tests.support.micro import (
+from emu.micro import (
     CODE,
     DATA,
     DB,
