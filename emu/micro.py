@@ -220,8 +220,8 @@ class MicroGuest:
             self.outs.append((port, size, value))
             return
         registers = self.registers
-        frame = EVENT.unpack(self.memory.read(registers.rsp, EVENT.size))
-        self.events.append(Event(*frame, registers.cr(2)))
+        vector, error_code, rip, cs, rflags, rsp, ss = EVENT.unpack(self.memory.read(registers.rsp, EVENT.size))
+        self.events.append(Event(vector, error_code, rip, cs, rflags, rsp, ss, registers.cr(2)))
 
     def mmio_read(self, address: int, size: int) -> int:
         """A load from outside RAM: open bus."""
