@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["emu", "emu.*", "devices", "devices.*", "hypercalls", "hypercalls.*"]),
     package_data={
-        "emu": ["py.typed", "images/*.sh", "cpu/*.lst"],
+        "emu": ["py.typed", "images/*.sh", "images/*.lst", "cpu/*.lst"],
         "devices": ["py.typed"],
         "hypercalls": ["py.typed"],
     },
@@ -33,10 +33,10 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.7"],
-        "test": ["pytest>=7.4", "hypothesis>=6.80", "pytest-benchmark>=4.0", "pytest-timeout>=2.1"],
+        "test": ["pytest>=7.4", "hypothesis>=6.80", "pytest-benchmark>=4.0", "pytest-timeout>=2.1", "matplotlib>=3.7"],
         "lint": ["ruff>=0.4", "mypy>=1.8"],
     },
-    entry_points={"console_scripts": ["emu=emu.cli:main"]},
+    entry_points={"console_scripts": ["emu=emu.cli:main"], "pytest11": ["emu.pytest_plugin=emu.pytest_plugin"]},
     classifiers=[
         "License :: OSI Approved :: GNU General Public License v2 or later (GPLv2+)",
         "Operating System :: POSIX :: Linux",

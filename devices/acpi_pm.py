@@ -38,6 +38,7 @@ TIMER_HZ = 3_579_545
 TIMER_MASK = 0xFFFF_FFFF
 CARRY_SHIFT = 31                    # TMR_STS is set whenever the counter's highest bit changes
 NS_PER_S = 1_000_000_000
+GPE_GENERATION = 0                  # the VM generation ID is another one
 GPE_COUNT = 8 * SIZES[GPE0_STATUS]
 
 RESET_PORT = 0xCF9

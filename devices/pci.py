@@ -47,32 +47,44 @@ class PciBusState:
 
 POWER_ON = PciBusState()
 
+Meter = Callable[[PciFunction | None, MmioDevice], MmioDevice]
+"""Stands before a page of a function, and before what answers where no function does."""
+
+
+class _Nobody:
+    """What answers where no function does: reads all ones."""
+
+    def read(self, offset: int, size: int) -> int:
+        return (1 << 8 * size) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        pass
+
 
 class PciMemory:
     """The memory side of the bus: an access goes to the function that has enabled a page there.
 
     The guest may map functions over each other: the lowest slot answers, within it the lowest BAR.
+
+    Args:
+        nobody: answers where no function does.
     """
 
-    def __init__(self) -> None:
-        self._pages: dict[int, tuple[Callable[[int, int], int], Callable[[int, int, int], None]]] = {}
+    def __init__(self, nobody: MmioDevice) -> None:
+        self._nobody = nobody
+        self._pages: dict[int, MmioDevice] = {}
 
     def read(self, address: int, size: int) -> int:
-        """Load of 1, 2, 4 or 8 bytes; all ones where nothing answers."""
-        page = self._pages.get(address >> PAGE_SHIFT)
-        if page is None:
-            return (1 << 8 * size) - 1
-        return page[0](address & PAGE_MASK, size)
+        """Load of 1, 2, 4 or 8 bytes."""
+        return self._pages.get(address >> PAGE_SHIFT, self._nobody).read(address & PAGE_MASK, size)
 
     def write(self, address: int, size: int, value: int) -> None:
-        """Store of 1, 2, 4 or 8 bytes; dropped where nothing answers."""
-        page = self._pages.get(address >> PAGE_SHIFT)
-        if page is not None:
-            page[1](address & PAGE_MASK, size, value)
+        """Store of 1, 2, 4 or 8 bytes."""
+        self._pages.get(address >> PAGE_SHIFT, self._nobody).write(address & PAGE_MASK, size, value)
 
     def map(self, pages: list[tuple[int, MmioDevice]]) -> None:
         """Replace everything by these (address, handler); the first of several at one address counts."""
-        self._pages = {address >> PAGE_SHIFT: (handler.read, handler.write) for address, handler in reversed(pages)}
+        self._pages = {address >> PAGE_SHIFT: handler for address, handler in reversed(pages)}
 
 
 class PciConfiguration:
@@ -110,6 +122,7 @@ class PciBus:
     Args:
         reset_control: the register at port 0xcf9; None: there is none.
         state: what to start with.
+        meter: stands before each page of the functions' memory.
 
     Attributes:
         memory: the functions' memory, by guest-physical address.
@@ -118,12 +131,19 @@ class PciBus:
 
     ports: PortRanges = ((0xCF8, 8),)
 
-    def __init__(self, reset_control: ResetRegister | None = None, state: PciBusState = POWER_ON) -> None:
+    def __init__(
+        self,
+        reset_control: ResetRegister | None = None,
+        state: PciBusState = POWER_ON,
+        meter: Meter = lambda _function, page: page,
+    ) -> None:
         self._reset_control = reset_control
         self._address = state.address
         self._slots: dict[int, PciFunction] = {}
         self._next_free = WINDOW
-        self.memory = PciMemory()
+        self._meter = meter
+        self._metered: dict[int, MmioDevice] = {}       # the functions' pages by their identity
+        self.memory = PciMemory(meter(None, _Nobody()))
         self.configuration = PciConfiguration(self._slots)
         self._bridge = PciFunction(HOST_BRIDGE, state=state.bridge)
         self.add(0, self._bridge)
@@ -137,6 +157,8 @@ class PciBus:
         if not 0 <= slot < SLOTS or slot in self._slots:
             raise ValueError(f"PCI slot {slot} is taken, or not one of {SLOTS}")
         self._slots[slot] = function
+        for bar in function.bars:
+            self._metered.update((id(page), self._meter(function, page)) for page in bar.pages.values())
         self._place(function)
         function.mapping_changed = self._remap
         self._remap()
@@ -149,7 +171,8 @@ class PciBus:
                 function.config_write(BAR_0 + 4 * bar.index, 4, address)
 
     def _remap(self) -> None:
-        self.memory.map([page for _slot, function in sorted(self._slots.items()) for page in function.mapped_pages()])
+        functions = [function for _slot, function in sorted(self._slots.items())]
+        self.memory.map([(address, self._metered[id(page)]) for f in functions for address, page in f.mapped_pages()])
 
     def read(self, offset: int, size: int) -> int:
         """IN of 1, 2 or 4 bytes at port 0xcf8 + `offset`."""

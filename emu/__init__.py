@@ -14,20 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["EmuError", "GuestError", "GuestTimeout", "Machine", "Result", "StopReason", "boot"]
+__all__ = [
+    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MicroGuest", "Result", "StopReason", "boot",
+]
 
 if TYPE_CHECKING:
     from emu.errors import EmuError, GuestError, GuestTimeout
     from emu.guest import Result
     from emu.launch import boot
     from emu.machine import Machine, StopReason
+    from emu.microguest import GuestException, MicroGuest
 
 
 _HOMES = {
     "EmuError": "emu.errors",
     "GuestError": "emu.errors",
+    "GuestException": "emu.microguest",
     "GuestTimeout": "emu.errors",
     "Machine": "emu.machine",
+    "MicroGuest": "emu.microguest",
     "Result": "emu.guest",
     "StopReason": "emu.machine",
     "boot": "emu.launch",

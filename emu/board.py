@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from devices import IrqLine
-from devices.acpi_pm import AcpiPm, ResetControl
+from devices import Device, IrqLine, MmioDevice
+from devices.acpi_pm import GPE_GENERATION, AcpiPm, ResetControl
 from devices.i8042 import I8042
 from devices.i8254 import Pit
 from devices.i8259 import PicPair
@@ -13,10 +15,13 @@ from devices.ioapic import IoApic
 from devices.lapic import LocalApic, ReservedRegister
 from devices.mc146818 import Rtc
 from devices.pci import PciBus
+from devices.pci_function import PciFunction
 from devices.uart16550a import COM1, Uart16550A
 from devices.virtio.device import VirtioDevice
 from devices.virtio.pci import VirtioPci
-from emu.acpi.tables import AcpiConfig, build_tables, gsi_of
+from emu.accounting import Accounting
+from emu.acpi.tables import GENERATION_ID, GENERATION_ID_SIZE, AcpiConfig, build_tables, gsi_of
+from emu.board_state import POWER_ON, BoardState, PeripheralsState
 from emu.bus import MmioBus, MsrBus, PortBus
 from emu.clock import GuestClock
 from emu.cpu.bypass import Bypass
@@ -26,10 +31,16 @@ from emu.cpu.cpu import Cpu
 from emu.cpu.platform import Platform
 from emu.errors import EmuError
 from emu.memory import HIGH_START, HOLE_START, GuestMemory
+from emu.paging import AddressSpace
+from emu.stats import UNCLAIMED, Kind
 from emu.wires import Branch, Junction
-from hypercalls import GuestFault
+from hypercalls.call import CallMemory, GuestFault, Services
+from hypercalls.dispatch import Dispatcher
 from hypercalls.kvmclock import KvmClock
 from hypercalls.numbers import KVM_SYSTEM_TIME, KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD
+from hypercalls.registry import Hypercall
+from hypercalls.syscall_dispatch import SyscallDispatcher
+from hypercalls.syscalls import SyscallTable
 
 IRQ_PIT, IRQ_KEYBOARD, IRQ_COM1, IRQ_RTC, IRQ_SCI, IRQ_AUX = 0, 1, 4, 8, 9, 12
 PCI_SLOTS = 31                          # besides the host bridge's
@@ -43,7 +54,9 @@ VMCB_END = VMCB + 0x4000
 PCI_CONFIG, PCI_CONFIG_SIZE = 0xFD10_0000, 0x10_0000    # of one bus
 ADDRESS_SPACE = 1 << 52
 LAPIC_MSRS = (
-    (MSR_X2APIC_START, MSR_X2APIC_END), (MSR_TSC_DEADLINE, MSR_TSC_DEADLINE + 1), (MSR_APIC_BASE, MSR_APIC_BASE + 1)
+    ("x2apic", MSR_X2APIC_START, MSR_X2APIC_END),
+    ("TSC deadline", MSR_TSC_DEADLINE, MSR_TSC_DEADLINE + 1),
+    ("APIC base", MSR_APIC_BASE, MSR_APIC_BASE + 1),
 )
 SECOND_NS = 1_000_000_000
 
@@ -66,6 +79,14 @@ class IntrPin:
             self._drive(level)
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page of PCI memory made of functions."""
+
+    read: Callable[[int, int], int]
+    write: Callable[[int, int, int], None]
+
+
 class Board:
     """CPU, memory and devices, wired as on a PC: ISA devices, local and I/O APIC, ACPI, PCI with virtio functions.
 
@@ -77,6 +98,8 @@ class Board:
         power_off: called when the guest powers it off.
         wait: lets a number of nanoseconds pass.
         virtio: the virtio devices, for PCI slots 1, 2, ... in this order; they outlive the board.
+        accounting: counts what the handlers do, and times it if it is to.
+        state: what to go on with, with the memory as it was then; None: power-on. `resumed` has to follow.
     """
 
     def __init__(
@@ -88,33 +111,51 @@ class Board:
         power_off: Callable[[], None],
         wait: Callable[[int], None],
         virtio: Sequence[VirtioDevice] = (),
+        accounting: Accounting | None = None,
+        state: BoardState | None = None,
     ) -> None:
+        self._parts = state.peripherals if state else POWER_ON
+        accounting = accounting or Accounting()
         self.memory = memory
         self.clock = clock
-        self.ports = PortBus()
-        self.msrs = MsrBus()
+        self._accounting = accounting
+        self._interrupts = accounting.tally(Kind.INTERRUPT, "lapic")
+        self.ports = PortBus(accounting)
+        self.msrs = MsrBus(accounting)
         self.virtio: list[VirtioPci] = []
+        self._names: dict[PciFunction, str] = {}
         check()
         platform = Platform(
             port_in=self.ports.read,
             port_out=self.ports.write,
             rdmsr=self.msrs.read,
             wrmsr=self.msrs.write,
-            acknowledge=lambda: self.lapic.acknowledge(),
-            read_cr8=lambda: self.lapic.cr8,
-            write_cr8=lambda priority: setattr(self.lapic, "cr8", priority),
+            acknowledge=accounting.timed(self._interrupts, self._acknowledge),
+            read_cr8=accounting.counted(accounting.tally(Kind.CR8_READ, "lapic"), lambda: self.lapic.cr8),
+            write_cr8=accounting.counted(
+                accounting.tally(Kind.CR8_WRITE, "lapic"), lambda priority: setattr(self.lapic, "cr8", priority)
+            ),
         )
         self.cpu = Cpu(platform, VMCB)
         try:
+            self._map_ram()
+            if state:
+                self.cpu.restore(state.cpu)
+                since_ns = clock.now_ns() - state.now_ns
+                self.cpu.set_tsc(state.tsc + since_ns * state.kvmclock.hz // SECOND_NS)
+            clock_state = state.kvmclock if state else None
+            self.kvmclock = KvmClock(memory, clock, self._sample_time, wait, clock_state)
             self._add_interrupt_controllers()
             self.bypass = Bypass(self.cpu.context, COM1)
             self._add_isa_devices(serial_output, reset, power_off)
-            self.pci = PciBus(ResetControl(reset))
+            self.reset_control = ResetControl(reset, self._parts.reset_control)
+            self.pci = PciBus(self.reset_control, self._parts.pci, self._metered)
             self.ports.add_wide("pci", self.pci)
             self._add_virtio(virtio)
-            self._map_memory()
-            self._add_msrs(wait)
-            self._write_tables()
+            self._map_mmio()
+            self._add_msrs()
+            if not state:
+                self._write_tables()
         except BaseException:
             self.close()
             raise
@@ -123,15 +164,19 @@ class Board:
 
     def _add_interrupt_controllers(self) -> None:
         self.intr = IntrPin(self.cpu.set_interrupt_line)
-        self.lapic = LocalApic(self.intr, self.clock, self)
-        self.pics = PicPair(self.lapic.lint0)
+        self.lapic = LocalApic(self.intr, self.clock, self, self._parts.lapic)
+        self.pics = PicPair(self.lapic.lint0, self._parts.pics)
         self.lapic.external = self._acknowledge_pics
-        self.ioapic = IoApic(self.lapic.accept_message)
+        self.ioapic = IoApic(self.lapic.accept_message, self._parts.ioapic)
         self.lapic.eoi_broadcast = self.ioapic.eoi
         self.ports.add("i8259", self.pics)
 
     def _isa_line(self, irq: int) -> IrqLine:
         return Branch(self.pics.line(irq), self.ioapic.line(GSI_PIT if irq == IRQ_PIT else irq))
+
+    def _acknowledge(self) -> int | None:
+        self._interrupts.count += 1
+        return self.lapic.acknowledge()
 
     def _acknowledge_pics(self) -> int | None:
         return self.pics.acknowledge() if self.pics.pending else None
@@ -141,12 +186,12 @@ class Board:
     def _add_isa_devices(
         self, serial_output: Callable[[bytes], None], reset: Callable[[], None], power_off: Callable[[], None]
     ) -> None:
-        memory, clock = self.memory, self.clock
-        self.pit = Pit(self._isa_line(IRQ_PIT), clock)
-        self.rtc = Rtc(self._isa_line(IRQ_RTC), clock, memory.low_size, memory.high_size)
-        self.i8042 = I8042(self._isa_line(IRQ_KEYBOARD), self._isa_line(IRQ_AUX), reset)
-        self.com1 = Uart16550A(self._isa_line(IRQ_COM1), serial_output, self.bypass)
-        self.acpi_pm = AcpiPm(self._isa_line(IRQ_SCI), clock, power_off)
+        memory, clock, parts = self.memory, self.clock, self._parts
+        self.pit = Pit(self._isa_line(IRQ_PIT), clock, parts.pit)
+        self.rtc = Rtc(self._isa_line(IRQ_RTC), clock, memory.low_size, memory.high_size, parts.rtc)
+        self.i8042 = I8042(self._isa_line(IRQ_KEYBOARD), self._isa_line(IRQ_AUX), reset, parts.i8042)
+        self.com1 = Uart16550A(self._isa_line(IRQ_COM1), serial_output, self.bypass, state=parts.com1)
+        self.acpi_pm = AcpiPm(self._isa_line(IRQ_SCI), clock, power_off, parts.acpi_pm)
         self.ports.add("i8254", self.pit)
         self.ports.add("rtc", self.rtc)
         self.ports.add("i8042", self.i8042)
@@ -156,22 +201,47 @@ class Board:
     def _add_virtio(self, devices: Sequence[VirtioDevice]) -> None:
         if len(devices) > PCI_SLOTS:
             raise EmuError(f"{len(devices)} devices are too many: PCI has slots for {PCI_SLOTS}")
+        states = self._parts.functions or (None,) * len(devices)
         on_pic = [Junction(self.pics.line(irq)) for irq in IRQ_PCI]
-        for slot, device in enumerate(devices, start=1):
+        for slot, (device, state) in enumerate(zip(devices, states, strict=True), start=1):
             intx = Branch(on_pic[slot % 2].wire(), self.ioapic.line(gsi_of(slot, 0)))
-            function = VirtioPci(device, self.memory, intx, self.lapic.accept_message, IRQ_PCI[slot % 2])
+            function = VirtioPci(device, self.memory, intx, self.lapic.accept_message, IRQ_PCI[slot % 2], state)
+            self._names[function] = f"{device.name} slot {slot}"
             self.pci.add(slot, function)
             self.virtio.append(function)
 
+    def add_device(self, name: str, device: Device) -> None:
+        """Give a device its ports; once the board is there.
+
+        Raises:
+            EmuError: another device has one of them.
+        """
+        try:
+            self.ports.add(name, device)
+        except ValueError as error:
+            self.close()
+            raise EmuError(str(error)) from None
+
+    def _metered(self, function: PciFunction | None, page: MmioDevice) -> MmioDevice:
+        """A page of PCI memory whose accesses are counted under its function's name."""
+        name = UNCLAIMED if function is None else self._names[function]
+        accounting = self._accounting
+        return Page(
+            accounting.counted(accounting.tally(Kind.MMIO_READ, name), page.read),
+            accounting.counted(accounting.tally(Kind.MMIO_WRITE, name), page.write),
+        )
+
     # -- address space -----------------------------------------------------------------------------------------
 
-    def _map_memory(self) -> None:
+    def _map_ram(self) -> None:
         for start, block in self.memory.blocks():
             self.cpu.map_ram(start, block)
         self.memory.drop_code = self.cpu.drop_code
         self.cpu.open_trap_door()
         self.memory.code_pages = self.cpu.code_pages
-        self.mmio = MmioBus(self.pci.memory)
+
+    def _map_mmio(self) -> None:
+        self.mmio = MmioBus(self.pci.memory, self._accounting)
         self.mmio.add("pci configuration", PCI_CONFIG, PCI_CONFIG_SIZE, self.pci.configuration)
         self.mmio.add("ioapic", IOAPIC, PAGE, self.ioapic)
         self.mmio.add("lapic", LAPIC, PAGE, self.lapic)
@@ -186,11 +256,16 @@ class Board:
         config = AcpiConfig(pci_memory=(HOLE_START, VMCB - HOLE_START), pci_config=PCI_CONFIG)
         for address, table in build_tables(config):
             self.memory.write(address, table)
+        self.memory.write(GENERATION_ID, os.urandom(GENERATION_ID_SIZE))
+
+    def new_generation(self) -> None:
+        """Tell the guest that it is a copy: its kernel re-seeds its random numbers."""
+        self.memory.write(GENERATION_ID, os.urandom(GENERATION_ID_SIZE))
+        self.acpi_pm.trigger_gpe(GPE_GENERATION)
 
     # -- MSRs --------------------------------------------------------------------------------------------------
 
-    def _add_msrs(self, wait: Callable[[int], None]) -> None:
-        self.kvmclock = KvmClock(self.memory, self.clock, self._sample_time, wait)
+    def _add_msrs(self) -> None:
         self.msrs.add("TSC", MSR_TSC, read=self.cpu.tsc)
         for number in (KVM_SYSTEM_TIME, KVM_SYSTEM_TIME_OLD):
             self.msrs.add(f"kvmclock {number:#x}", number, write=self.kvmclock.write_system_time)
@@ -198,10 +273,33 @@ class Board:
             self.msrs.add(f"kvmclock {number:#x}", number, write=self.kvmclock.write_wall_clock)
         for number in (KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK_OLD):
             self.cpu.trap_msr(number)
-        for first, end in LAPIC_MSRS:
-            self.msrs.add_range("lapic", first, end, self._read_lapic, self._write_lapic)
+        for name, first, end in LAPIC_MSRS:
+            self.msrs.add_range(name, first, end, self._read_lapic, self._write_lapic)
             for number in range(first, end):
                 self.cpu.trap_msr(number)
+
+    def add_hypercalls(self, hypercalls: Iterable[Hypercall], services: Services) -> None:
+        """Claim the MSRs of hypercalls.
+
+        Raises:
+            ValueError: one is claimed already.
+        """
+        memory = CallMemory(self.memory, AddressSpace(self.memory, self.cpu.registers))
+        dispatcher = Dispatcher(memory, self.clock, services, self.cpu.registers.dump)
+        for hypercall in hypercalls:
+            read, write = dispatcher.bind(hypercall)
+            self.msrs.add(hypercall.name, hypercall.number, read, write)
+
+    def add_syscalls(self, syscalls: SyscallTable) -> None:
+        """Answer system calls of the guest's 64-bit programs; call once."""
+        accounting, registers = self._accounting, self.cpu.registers
+        dispatcher = SyscallDispatcher(AddressSpace(self.memory, registers), self.clock, registers)
+        answers = {
+            one.number: accounting.counted(accounting.tally(Kind.SYSCALL, one.name), dispatcher.bind(one))
+            for one in syscalls
+        }
+        if answers:
+            self.cpu.intercept_syscalls(answers)
 
     def _read_lapic(self, number: int) -> int:
         try:
@@ -239,6 +337,25 @@ class Board:
         return self.clock.now_ns() - (self.cpu.tsc() - tsc) * SECOND_NS // self.kvmclock.hz
 
     # -- the rest ----------------------------------------------------------------------------------------------
+
+    def save(self) -> BoardState:
+        """The state to go on with; between runs of the CPU. Guest memory and the virtio devices are saved by others."""
+        self.com1.flush_bypass()
+        tsc, now_ns = self._sample_time()
+        peripherals = PeripheralsState(
+            lapic=self.lapic.save(), pics=self.pics.save(), ioapic=self.ioapic.save(), pit=self.pit.save(),
+            rtc=self.rtc.save(), i8042=self.i8042.save(), com1=self.com1.save(), acpi_pm=self.acpi_pm.save(),
+            reset_control=self.reset_control.save(), pci=self.pci.save(),
+            functions=tuple(function.save() for function in self.virtio),
+        )
+        return BoardState(now_ns, tsc, self.cpu.save(), self.kvmclock.save(), peripherals)
+
+    def resumed(self) -> None:
+        """The machine around a restored board is whole: do what was asked of its devices, and tell the guest."""
+        self.kvmclock.guest_was_stopped()
+        self.new_generation()
+        for function in self.virtio:
+            function.kick_all()
 
     def close(self) -> None:
         """Free the CPU, and guest memory of its users; the virtio devices stay."""

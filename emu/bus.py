@@ -1,17 +1,30 @@
-"""The buses: named ranges that must not overlap; a device knows offsets, the bus knows addresses."""
+"""The buses: named ranges that must not overlap; a device knows offsets, the bus knows addresses.
+
+Each counts how often it calls a handler, and has the calls timed if the machine accounts for them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from devices import Device, MmioDevice, PortRanges
-from hypercalls import GuestFault
+from emu.accounting import Accounting, Tally
+from emu.stats import UNCLAIMED, Kind
+from hypercalls.call import GuestFault
 
-__all__ = ["MmioBus", "MsrBus", "PortBus", "Traffic", "WideDevice"]
+__all__ = ["MmioBus", "MsrBus", "PortBus", "WideDevice"]
 
 OPEN_BUS = 0xFF                         # an unclaimed port reads all ones
+PAGE_SHIFT = 12
+
+ReadMsr = Callable[[], int]
+WriteMsr = Callable[[int], None]
+
+# Where a device's offsets count from (or an offset), and its two handlers, each with its tally
+_Narrow = tuple[int, Callable[[int], int], Tally, Callable[[int, int], None], Tally]
+_Wide = tuple[int, Callable[[int, int], int], Tally, Callable[[int, int, int], None], Tally]
 
 
 class WideDevice(Protocol):
@@ -26,22 +39,21 @@ class WideDevice(Protocol):
         """OUT of `size` bytes."""
 
 
-@dataclass
-class Traffic:
-    """How often a device was reached."""
-
-    reads: int = 0
-    writes: int = 0
-
-
 class PortBus:
-    """Port I/O, 65,536 one-byte ports; wider accesses are split into bytes, low byte first, but for wide devices."""
+    """Port I/O, 65,536 one-byte ports; wider accesses are split into bytes, low byte first, but for wide devices.
 
-    def __init__(self) -> None:
-        self._ports: dict[int, tuple[Callable[[int], int], Callable[[int, int], None], int, Traffic]] = {}
-        self._wide: dict[int, tuple[WideDevice, int, Traffic]] = {}
-        self._names: dict[int, str] = {}
-        self.traffic: dict[str, Traffic] = {}
+    Args:
+        accounting: counts each byte, or each access of a wide device.
+    """
+
+    def __init__(self, accounting: Accounting | None = None) -> None:
+        self._accounting = accounting or Accounting()
+        self._ports: dict[int, _Narrow] = {}
+        self._wide: dict[int, _Wide] = {}
+        self._unclaimed_in, self._unclaimed_out = self._tallies(UNCLAIMED)
+
+    def _tallies(self, name: str) -> tuple[Tally, Tally]:
+        return self._accounting.tally(Kind.PORT_IN, name), self._accounting.tally(Kind.PORT_OUT, name)
 
     def add(self, name: str, device: Device) -> None:
         """Give a device its ports.
@@ -49,10 +61,10 @@ class PortBus:
         Raises:
             ValueError: another device has one of them.
         """
-        claimed, traffic = self._claim(name, device.ports)
-        base = device.ports[0][0]
-        for port in claimed:
-            self._ports[port] = device.read, device.write, port - base, traffic
+        reads, writes = self._tallies(name)
+        read, write = self._accounting.timed(reads, device.read), self._accounting.timed(writes, device.write)
+        for port, offset in self._claim(name, device.ports):
+            self._ports[port] = offset, read, reads, write, writes
 
     def add_wide(self, name: str, device: WideDevice) -> None:
         """Give ports to a device that wants wide accesses whole.
@@ -60,45 +72,46 @@ class PortBus:
         Raises:
             ValueError: another device has one of them.
         """
-        claimed, traffic = self._claim(name, device.ports)
-        base = device.ports[0][0]
-        for port in claimed:
-            self._wide[port] = device, port - base, traffic
+        reads, writes = self._tallies(name)
+        read, write = self._accounting.timed(reads, device.read), self._accounting.timed(writes, device.write)
+        for port, offset in self._claim(name, device.ports):
+            self._wide[port] = offset, read, reads, write, writes
 
-    def _claim(self, name: str, ranges: PortRanges) -> tuple[list[int], Traffic]:
+    def _claim(self, name: str, ranges: PortRanges) -> list[tuple[int, int]]:
+        """Each port with the device's offset for it."""
         claimed = [port for first, length in ranges for port in range(first, first + length)]
         for port in claimed:
-            if port in self._names:
-                raise ValueError(f"{name}: port {port:#x} belongs to {self._names[port]}")
-        self._names.update(dict.fromkeys(claimed, name))
-        return claimed, self.traffic.setdefault(name, Traffic())
+            if owner := self._ports.get(port) or self._wide.get(port):
+                raise ValueError(f"{name}: port {port:#x} belongs to {owner[2].handler}")
+        return [(port, port - ranges[0][0]) for port in claimed]
 
     def read(self, port: int, size: int) -> int:
         """IN of 1, 2 or 4 bytes."""
         if wide := self._wide.get(port):
-            device, offset, traffic = wide
-            traffic.reads += 1
-            return device.read(offset, size)
+            wide[2].count += 1
+            return wide[1](wide[0], size)
         if size == 1:
             entry = self._ports.get(port)
             if entry is None:
+                self._unclaimed_in.count += 1
                 return OPEN_BUS
-            entry[3].reads += 1
-            return entry[0](entry[2])
+            entry[2].count += 1
+            return entry[1](entry[0])
         return sum(self.read(port + i & 0xFFFF, 1) << 8 * i for i in range(size))
 
     def write(self, port: int, size: int, value: int) -> None:
         """OUT of 1, 2 or 4 bytes; what nobody claims is dropped."""
         if wide := self._wide.get(port):
-            device, offset, traffic = wide
-            traffic.writes += 1
-            device.write(offset, size, value & (1 << 8 * size) - 1)
+            wide[4].count += 1
+            wide[3](wide[0], size, value & (1 << 8 * size) - 1)
             return
         if size == 1:
             entry = self._ports.get(port)
-            if entry is not None:
-                entry[3].writes += 1
-                entry[1](entry[2], value & 0xFF)
+            if entry is None:
+                self._unclaimed_out.count += 1
+                return
+            entry[4].count += 1
+            entry[3](entry[0], value & 0xFF)
             return
         for i in range(size):
             self.write(port + i & 0xFFFF, 1, value >> 8 * i)
@@ -108,63 +121,73 @@ class MmioBus:
     """The guest-physical addresses that are not RAM: fixed ranges, and behind them whatever the guest moves about.
 
     Args:
-        others: gets the accesses that no fixed range claims, with the address as offset: the PCI bus.
+        others: gets the accesses that no fixed range claims, with the address as offset: the PCI bus. It counts them.
+        accounting: counts the other accesses.
     """
 
-    def __init__(self, others: MmioDevice) -> None:
-        self._others = others
-        self._ranges: list[tuple[int, int, str, MmioDevice, Traffic]] = []
-        self.traffic: dict[str, Traffic] = {"pci": Traffic()}
+    def __init__(self, others: MmioDevice, accounting: Accounting | None = None) -> None:
+        self._accounting = accounting or Accounting()
+        self._read_others, self._write_others = others.read, others.write
+        self._pages: dict[int, _Wide] = {}
 
     def add(self, name: str, start: int, size: int, device: MmioDevice) -> None:
-        """Give a device a range of addresses.
+        """Give a device a range of whole pages.
 
         Raises:
             ValueError: another device has some of it.
         """
-        for first, end, other, *_ in self._ranges:
-            if start < end and first < start + size:
-                raise ValueError(f"{name}: {start:#x} belongs to {other}")
-        traffic = self.traffic[name] = Traffic()
-        self._ranges.append((start, start + size, name, device, traffic))
+        pages = range(start >> PAGE_SHIFT, (start + size - 1 >> PAGE_SHIFT) + 1)
+        for page in pages:
+            if owner := self._pages.get(page):
+                raise ValueError(f"{name}: {start:#x} belongs to {owner[2].handler}")
+        reads = self._accounting.tally(Kind.MMIO_READ, name)
+        writes = self._accounting.tally(Kind.MMIO_WRITE, name)
+        read, write = self._accounting.timed(reads, device.read), self._accounting.timed(writes, device.write)
+        self._pages |= dict.fromkeys(pages, (start, read, reads, write, writes))
 
     def read(self, address: int, size: int) -> int:
         """Load of 1, 2, 4 or 8 bytes."""
-        for start, end, _name, device, traffic in self._ranges:
-            if start <= address < end:
-                traffic.reads += 1
-                return device.read(address - start, size)
-        self.traffic["pci"].reads += 1
-        return self._others.read(address, size)
+        entry = self._pages.get(address >> PAGE_SHIFT)
+        if entry is None:
+            return self._read_others(address, size)
+        entry[2].count += 1
+        return entry[1](address - entry[0], size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Store of 1, 2, 4 or 8 bytes."""
-        for start, end, _name, device, traffic in self._ranges:
-            if start <= address < end:
-                traffic.writes += 1
-                device.write(address - start, size, value)
-                return
-        self.traffic["pci"].writes += 1
-        self._others.write(address, size, value)
+        entry = self._pages.get(address >> PAGE_SHIFT)
+        if entry is None:
+            self._write_others(address, size, value)
+            return
+        entry[4].count += 1
+        entry[3](address - entry[0], size, value)
 
 
 class MsrBus:
-    """MSRs that the machine answers; an unclaimed one is #GP, as on hardware."""
+    """MSRs that the machine answers; an unclaimed one is #GP, as on hardware.
 
-    def __init__(self) -> None:
-        self._msrs: dict[int, tuple[str, Callable[[], int] | None, Callable[[int], None] | None]] = {}
-        self._ranges: list[tuple[int, int, str, Callable[[int], int], Callable[[int, int], None]]] = []
+    Args:
+        accounting: counts the accesses.
+    """
 
-    def add(
-        self, name: str, number: int, read: Callable[[], int] | None = None, write: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, accounting: Accounting | None = None) -> None:
+        self._accounting = accounting or Accounting()
+        self._msrs: dict[int, tuple[ReadMsr | None, Tally, WriteMsr | None, Tally]] = {}
+        self._unclaimed_read = self._accounting.tally(Kind.RDMSR, UNCLAIMED)
+        self._unclaimed_write = self._accounting.tally(Kind.WRMSR, UNCLAIMED)
+
+    def add(self, name: str, number: int, read: ReadMsr | None = None, write: WriteMsr | None = None) -> None:
         """Claim an MSR, to be read, written or both.
 
         Raises:
             ValueError: it is claimed already.
         """
         self._check(name, number, number + 1)
-        self._msrs[number] = name, read, write
+        reads = self._accounting.tally(Kind.RDMSR, name)
+        writes = self._accounting.tally(Kind.WRMSR, name)
+        timed_read = None if read is None else self._accounting.timed(reads, read)
+        timed_write = None if write is None else self._accounting.timed(writes, write)
+        self._msrs[number] = timed_read, reads, timed_write, writes
 
     def add_range(
         self, name: str, first: int, end: int, read: Callable[[int], int], write: Callable[[int, int], None]
@@ -175,14 +198,13 @@ class MsrBus:
             ValueError: one of them is claimed already.
         """
         self._check(name, first, end)
-        self._ranges.append((first, end, name, read, write))
+        for number in range(first, end):
+            self.add(name, number, partial(read, number), partial(write, number))
 
     def _check(self, name: str, first: int, end: int) -> None:
-        claimed = [(number, number + 1, entry[0]) for number, entry in self._msrs.items()]
-        claimed += [entry[:3] for entry in self._ranges]
-        for start, stop, owner in claimed:
-            if start < end and first < stop:
-                raise ValueError(f"{name}: MSR {max(first, start):#x} belongs to {owner}")
+        for number in range(first, end):
+            if owner := self._msrs.get(number):
+                raise ValueError(f"{name}: MSR {number:#x} belongs to {owner[1].handler}")
 
     def read(self, number: int) -> int:
         """RDMSR.
@@ -190,13 +212,12 @@ class MsrBus:
         Raises:
             GuestFault: nobody answers.
         """
-        for first, end, _name, read_one, _write in self._ranges:
-            if first <= number < end:
-                return read_one(number)
         entry = self._msrs.get(number)
-        if entry is None or entry[1] is None:
+        if entry is None or entry[0] is None:
+            self._unclaimed_read.count += 1
             raise GuestFault
-        return entry[1]()
+        entry[1].count += 1
+        return entry[0]()
 
     def write(self, number: int, value: int) -> None:
         """WRMSR.
@@ -204,11 +225,9 @@ class MsrBus:
         Raises:
             GuestFault: nobody takes it, or the value is refused.
         """
-        for first, end, _name, _read, write_one in self._ranges:
-            if first <= number < end:
-                write_one(number, value)
-                return
         entry = self._msrs.get(number)
         if entry is None or entry[2] is None:
+            self._unclaimed_write.count += 1
             raise GuestFault
+        entry[3].count += 1
         entry[2](value)

@@ -32,6 +32,7 @@ LONGEST_LINE = 4096             # of the agent's
 COMPLAINTS = 10                 # about the agent, that are logged
 SLOT_ATTEMPTS = 3               # in a row that may fail
 KILL_S = 5.0                    # for what is killed to be gone
+RESUME_S = 10.0                 # for the agent to set a restored guest right, before commands run all the same
 SETTLE_S = 0.005                # for a slot to be free after its command's end, before another one is asked for
 
 
@@ -84,8 +85,10 @@ class Channel:
         self._port.received = self._received
         self._port.opened = self._opened
         self._port.open()
+        self._is_resuming = self.alive      # commands wait until the guest's clock and mounts are right
         if self.alive:
             self._take_over(dict(state.slots))
+            self._send("resume")
 
     def save(self) -> ChannelState:
         """The state to go on from."""
@@ -204,6 +207,10 @@ class Channel:
 
     def drive(self, until: Callable[[], bool], timeout: float | None) -> bool:
         """Drive the guest as the console does; also raises `GuestError` if its kernel panics."""
+        if self._is_resuming:
+            if not self._drive(lambda: not self._is_resuming, RESUME_S):
+                _log.info("the guest's agent has not set its clock and mounts right in %g s", RESUME_S)
+            self._resumed()
         if self._waiting:
             self._drive(lambda: not self._waiting or until(), SETTLE_S)
             self._ask_for_slots()
@@ -256,6 +263,8 @@ class Channel:
 
     def _dispatch(self) -> None:
         """Start what waits, in slots that are free, or else if none will soon be."""
+        if self._is_resuming:
+            return
         for slot in self._slots.values():
             if self._waiting and slot.state is SlotState.FREE:
                 slot.run(self._waiting.popleft())
@@ -266,7 +275,7 @@ class Channel:
         """Ask the agent for as many slots as there are jobs waiting."""
         starting = sum(slot.state is SlotState.STARTING for slot in self._slots.values())
         for number in range(SLOTS):
-            if starting >= len(self._waiting) or not self.alive:
+            if starting >= len(self._waiting) or not self.alive or self._is_resuming:
                 return
             slot = self._slot(number)
             if slot.state is SlotState.CLOSED:
@@ -330,10 +339,17 @@ class Channel:
             if not self.alive:
                 _log.debug("the guest's agent is there")
                 self.alive = True
+        elif word == "resumed":
+            self._resumed()
         elif word == "hello":
             self._complain("a greeting of version %.20r; this channel speaks %s", rest, VERSION)
         else:
             self._complain("%.80r", line)
+
+    def _resumed(self) -> None:
+        if self._is_resuming:
+            self._is_resuming = False
+            self._dispatch()
 
     def _complain(self, what: str, *details: object) -> None:
         """Log what the agent sent, the first few times."""

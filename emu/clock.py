@@ -31,17 +31,22 @@ class Alarm:
 class GuestClock:
     """The clock that every device is handed (devices.Clock).
 
+    Args:
+        now_ns: guest time to start with.
+
     Attributes:
         next_ns: guest time of the earliest timer, `NEVER` if none is armed.
         sooner: called when `next_ns` has become earlier.
+        expire: expires what is due, given the time; only called when something is.
         host_origin_ns: host monotonic time at guest time 0.
     """
 
-    def __init__(self) -> None:
-        self.host_origin_ns = time.monotonic_ns()
+    def __init__(self, now_ns: int = 0) -> None:
+        self.host_origin_ns = time.monotonic_ns() - now_ns
         self._alarms: list[Alarm] = []
         self.next_ns = NEVER
         self.sooner: Callable[[], None] = lambda: None
+        self.expire: Callable[[int], None] = self._expire
 
     def now_ns(self) -> int:
         """Guest monotonic time in nanoseconds."""
@@ -71,8 +76,10 @@ class GuestClock:
         must not keep the host here.
         """
         now = self.now_ns()
-        if self.next_ns > now:
-            return
+        if self.next_ns <= now:
+            self.expire(now)
+
+    def _expire(self, now: int) -> None:
         deadlines = [(alarm.deadline_ns, alarm) for alarm in self._alarms if alarm.deadline_ns is not None]
         for deadline_ns, alarm in sorted(deadlines, key=lambda pair: pair[0]):
             if deadline_ns <= now and alarm.deadline_ns == deadline_ns:     # no other timer's expiry has changed it

@@ -8,9 +8,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from emu.channel import Channel
+from emu.channel import Channel, ChannelState
 from emu.console import Console
-from emu.errors import GuestError
+from emu.errors import EmuError, GuestError
 from emu.guest import Result, SerialShell
 from emu.job import Job
 
@@ -29,17 +29,30 @@ class GuestCommands:
     Args:
         console: the guest's console; it drives the machine.
         ports: the device that the guest's agent talks through; None if the machine has none.
+        channel: the channel's state to go on with.
+        ready: the guest's shell or agent has answered before.
+        shell: whether the guest has a shell at all.
 
     Attributes:
         console: the guest's console, in pexpect's words.
         channel: commands in the guest, many at once; None if the machine was made without it.
+        has_shell: False for a multiboot kernel: there is nothing to run commands in.
     """
 
-    def __init__(self, console: Console, ports: Ports | None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        ports: Ports | None,
+        channel: ChannelState | None = None,
+        ready: bool = False,
+        shell: bool = True,
+    ) -> None:
         self.console = console
-        self.channel = None if ports is None else Channel(ports, console)
+        self.has_shell = shell
+        self.channel = None if ports is None else Channel(ports, console, channel)
         self._ports = ports
         self._forget_shell()
+        self._is_ready = ready
 
     def _forget_shell(self) -> None:
         """The guest starts over."""
@@ -54,7 +67,9 @@ class GuestCommands:
 
         Raises:
             GuestTimeout, GuestStopped, GuestError: none in time; the guest stopped; its kernel panicked.
+            EmuError: the guest has no shell.
         """
+        self._check_shell()
         self._shell.wait_prompt(timeout)
 
     def wait_ready(self, timeout: float | None = 120.0) -> None:
@@ -62,6 +77,7 @@ class GuestCommands:
 
         Arguments and errors as `wait_prompt`.
         """
+        self._check_shell()
         if self._is_ready:
             return
         deadline = None if timeout is None else monotonic() + timeout
@@ -72,6 +88,10 @@ class GuestCommands:
             assert self.channel is not None
             self.channel.wait(max(left, 0) if self._ports.driver_ready else 0)
         self._is_ready = True
+
+    def _check_shell(self) -> None:
+        if not self.has_shell:
+            raise EmuError("a multiboot kernel has no shell to run commands in; its serial line is the console")
 
     def run(
         self,

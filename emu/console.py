@@ -287,17 +287,17 @@ class Console:
 
     # The console elsewhere
 
-    def interact(self, escape: bytes = b"\x1d") -> None:
+    def interact(self, escape: bytes = b"\x1d", type_end: bool = True) -> None:
         """Connect this process's terminal (or pipes) to the guest until `escape` is typed.
 
         Also returns when the guest stops, or what reads our output has gone. On a terminal every key goes to the
-        guest, Ctrl-C too. Input that is no terminal is typed as it comes; its end is typed as Ctrl-D, and
-        a guest that panics ends the session then. The guest is told the terminal's size, as often as that changes.
+        guest, Ctrl-C too. Input that is no terminal is typed as it comes; with `type_end` its end is typed as Ctrl-D.
+        A guest that panics ends the session then. The guest is told the terminal's size, as often as that changes.
         Unread output is shown first.
         """
         from emu.terminal import Interaction, raw_terminal
 
-        session = Interaction(self.send, escape, lambda: self.panics.line is not None, self.resize)
+        session = Interaction(self.send, escape, lambda: self.panics.line is not None, self.resize, type_end)
         session.show(self.buffer.encode())
         self.discard()
         self._outputs.append(session.show)

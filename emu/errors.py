@@ -15,6 +15,10 @@ class BadImage(EmuError):
     """A kernel, initramfs, archive or other input file that cannot be used."""
 
 
+class BadSnapshot(EmuError):
+    """A snapshot that is damaged, or that this machine cannot take up."""
+
+
 class GuestError(EmuError):
     """The guest failed: it panicked, died, or did not answer."""
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from emu.errors import EmuError
+from hypercalls.registry import Hypercall
+from hypercalls.syscalls import Syscall
 
 if TYPE_CHECKING:
     from devices.disk import Disk
+    from devices.p9.export import Export
+    from devices.p9.state import P9State
+    from devices.p9.whole_files import WholeFiles
+    from devices.virtio.blk import Blk, BlkState
     from devices.virtio.device import VirtioDevice
+    from devices.virtio.p9 import Virtio9p
 
-__all__ = ["DiskImage", "Fittings", "Share"]
+__all__ = ["DebugExit", "DiskImage", "Fittings", "Share"]
+
+FILES_TAG = "hypercalls"                # for messages
+PORTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,33 @@ class DiskImage:
         read_only: the guest cannot write to it; other machines may have it at the same time.
         overlay: True keeps what the guest writes in a temporary file, and the image as it is, so that many machines
             can share it; a path keeps that file.
+        frozen: an overlay's file between the image and the overlay, which stays as it is: a snapshot's.
     """
 
     path: str | os.PathLike[str]
     read_only: bool = False
     overlay: bool | str | os.PathLike[str] = False
+    frozen: Path | None = None
+
+
+@dataclass(frozen=True)
+class DebugExit:
+    """Ports by which a guest ends the machine with a status (devices/isa_debug_exit.py).
+
+    Attributes:
+        port: the first of them.
+        size: how many there are.
+
+    Raises:
+        EmuError: there are no such ports.
+    """
+
+    port: int = 0xF4
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.port and 1 <= self.size and self.port + self.size <= PORTS):
+            raise EmuError(f"the debug exit cannot have {self.size} ports from {self.port:#x} on: the last is 0xffff")
 
 
 @dataclass(frozen=True)
@@ -60,6 +94,11 @@ class Fittings:
             there for other programs of the host.
         channel: a way for commands and files besides the console (`emu.channel`), for guests that have our agent.
         hvc: a virtio console, hvc0 in the guest; once its driver has come, `Machine.console` is there.
+        hypercalls: those of users, beside the built-in ones.
+        syscalls: handlers of system calls that the guest's kernel is not to see.
+        files: a directory that the hypercalls PV_READ and PV_WRITE have; its tag is of no account.
+        debug_exit: ports by which the guest ends the machine.
+        shell: the guest is one that has a shell on its console.
     """
 
     shares: Mapping[str, Share] = field(default_factory=dict)
@@ -67,47 +106,101 @@ class Fittings:
     vsock: bool | str | os.PathLike[str] = False
     channel: bool = True
     hvc: bool = False
+    hypercalls: tuple[Hypercall, ...] = ()
+    syscalls: tuple[Syscall, ...] = ()
+    files: Share | None = None
+    debug_exit: DebugExit | None = None
+    shell: bool = True
 
-    def storage(self) -> list[VirtioDevice]:
-        """Devices for the shares and the disks.
+    def whole_files(self) -> WholeFiles | None:
+        """The directory for PV_READ and PV_WRITE.
 
         Raises:
-            EmuError: a directory or an image cannot be used.
+            EmuError: it cannot be used.
         """
-        made: list[VirtioDevice] = []
+        if self.files is None:
+            return None
+        from devices.p9.whole_files import WholeFiles
+
         try:
-            made += [_share_device(tag, share) for tag, share in self.shares.items()]
-            for disk in self.disks:
-                made.append(_disk_device(disk))
+            return WholeFiles(_export(FILES_TAG, self.files))
         except ValueError as error:
-            for device in made:
-                device.close()
             raise EmuError(str(error)) from None
-        return made
+
+    def share_devices(self, states: Sequence[P9State] | None = None) -> list[Virtio9p]:
+        """Devices for the shares.
+
+        Args:
+            states: of the devices that these go on for.
+
+        Raises:
+            EmuError: a directory cannot be used.
+        """
+        if not self.shares:
+            return []
+        pairs = zip(self.shares.items(), states or repeat(None, len(self.shares)), strict=True)
+        return _made(partial(_share_device, *item, state) for item, state in pairs)
+
+    def disk_devices(self, states: Sequence[BlkState] | None = None) -> list[Blk]:
+        """Devices for the disks.
+
+        Args:
+            states: of the devices that these go on for.
+
+        Raises:
+            EmuError: an image cannot be used, or is another one than in the state.
+        """
+        if not self.disks:
+            return []
+        pairs = zip(self.disks, states or repeat(None, len(self.disks)), strict=True)
+        return _made(partial(_disk_device, *pair) for pair in pairs)
 
 
-def _share_device(tag: str, share: Share) -> VirtioDevice:
+T = TypeVar("T", bound="VirtioDevice")
+
+
+def _made(makers: Iterable[Callable[[], T]]) -> list[T]:
+    """What they make; none of it if one cannot."""
+    made: list[T] = []
+    try:
+        for make in makers:
+            made.append(make())
+    except ValueError as error:
+        for device in made:
+            device.close()
+        raise EmuError(str(error)) from None
+    return made
+
+
+def _share_device(tag: str, share: Share, state: P9State | None) -> Virtio9p:
+    from devices.virtio.p9 import Virtio9p
+
+    return Virtio9p(_export(tag, share), state)
+
+
+def _export(tag: str, share: Share) -> Export:
     from devices.p9.export import Export
     from devices.p9.mapping import Security
-    from devices.virtio.p9 import Virtio9p
 
     try:
         security = Security(share.security)
     except ValueError:
         known = ", ".join(model.value for model in Security)
         raise EmuError(f"unknown security model {share.security!r}: there are {known}") from None
-    return Virtio9p(Export(Path(share.path), tag, share.read_only, security))
+    return Export(Path(share.path), tag, share.read_only, security)
 
 
-def _disk_device(image: DiskImage) -> VirtioDevice:
+def _disk_device(image: DiskImage, state: BlkState | None) -> Blk:
     from devices.disk import Image
     from devices.overlay import Overlay
     from devices.virtio.blk import Blk
 
     disk: Disk
     if image.overlay:
-        base = Image(image.path, read_only=True)
+        base: Disk = Image(image.path, read_only=True)
+        if image.frozen:
+            base = Overlay(base, image.frozen, read_only=True)
         disk = Overlay(base, None if image.overlay is True else image.overlay)
     else:
         disk = Image(image.path, image.read_only)
-    return Blk(disk, os.path.basename(image.path))
+    return Blk(disk, os.path.basename(image.path), state)

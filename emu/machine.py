@@ -6,37 +6,42 @@ import enum
 import os
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from devices.virtio.console import Console as VirtioConsole
-from devices.virtio.device import VirtioDevice
-from devices.virtio.rng import Rng
-from devices.virtio.vsock import VsockState
+from devices.disk import Disk
+from devices.isa_debug_exit import IsaDebugExit
+from emu.accounting import Accounting
 from emu.board import Board
-from emu.channel import PORTS as CHANNEL_PORTS
+from emu.board_state import BoardState
 from emu.clock import GuestClock
 from emu.commands import GuestCommands
 from emu.console import Console
+from emu.cpu.entry import enter
 from emu.cpu.platform import Exit
 from emu.ctrl_c import HeldInterrupt
 from emu.errors import EmuError, GuestStopped
 from emu.fittings import Fittings
 from emu.loader import BootState
+from emu.machine_state import MachineState, fittings_state
 from emu.memory import GuestMemory
+from emu.plugged import Plugged
 from emu.poller import Poller
-from emu.stats import ExitStats
+from emu.services import MARKS_KEPT, MachineServices, Mark
+from emu.stats import ExitRow, ExitStats, Kind
 from emu.switching import fine_switching
-from emu.vsock import Drive, VsockHost
+from emu.vsock import VsockHost
+from hypercalls.builtin import BUILT_IN
+from hypercalls.registry import Registry
+from hypercalls.syscalls import SyscallTable
 
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
 SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs
 STOPPED_NS = 1_000_000_000              # without a step: the guest is told that it did not run
 LONGEST_SLEEP_NS = 500_000_000          # a signal just before the sleep is not noticed by it
 FOREVER_NS = 1 << 52                    # 52 days
-GUEST_CID = 3                           # of vsock; 2 is the host
-SYSRQ_KEY = b"\x0f"                     # Linux takes Ctrl-O on hvc0 for SysRq, and two for a Ctrl-O
 NOTHING = Fittings()
 
 
@@ -44,6 +49,7 @@ class StopReason(enum.Enum):
     """Why a machine stopped."""
 
     POWER_OFF = "the guest powered off"
+    EXIT = "the guest ended the machine"
     RESET = "the guest reset the machine"
     HALTED = "the guest halted with interrupts off"
     TRIPLE_FAULT = "triple fault"
@@ -58,8 +64,10 @@ class Machine(GuestCommands):
     """An x86-64 PC. Nothing of it runs but inside `drive`, `run_to_end`, and what waits for the guest by them.
 
     Args:
-        memory_bytes: RAM, 64 MiB to 8 GiB.
+        memory: bytes of RAM, 64 MiB to 8 GiB; or with a state, the RAM as it was then.
         fittings: shared directories, disks and sockets.
+        accounting: time every exit, for `stats`.
+        state: of a machine that this one goes on for.
 
     Raises:
         EmuError: no such amount of memory, or a directory, image or socket file that cannot be used.
@@ -68,70 +76,83 @@ class Machine(GuestCommands):
     Attributes:
         stop_reason: why it stopped, None while it can run.
         stop_detail: the same in one line, with what is known of the place.
+        exit_status: the status that the guest ended the machine with, None if it did not.
         serial_sinks: called with what the guest sends on COM1.
+        marks: points that the guest has come to (PV_MARK), the last of them.
+        snapshot_path: the snapshot that it was restored from.
     """
 
-    def __init__(self, memory_bytes: int, fittings: Fittings = NOTHING) -> None:
-        self.memory = GuestMemory(memory_bytes)
+    snapshot_path: Path | None = None
+
+    def __init__(
+        self,
+        memory: int | GuestMemory,
+        fittings: Fittings = NOTHING,
+        accounting: bool = False,
+        state: MachineState | None = None,
+    ) -> None:
+        self.memory = GuestMemory(memory) if isinstance(memory, int) else memory
+        self._fittings = fittings
         self.serial_sinks: list[Callable[[bytes], None]] = []
         self.stop_reason: StopReason | None = None
         self.stop_detail = ""
+        self.exit_status: int | None = None
         self._stop_requested = False
         self._driver: int | None = None     # the thread inside `drive`
         self._interrupt = HeldInterrupt(self._hurry)
         self._seen_ns = time.monotonic_ns()
-        self._idle_ns = 0
+        self._accounting = Accounting(accounting)
+        self._halts = self._accounting.tally(Kind.RUN_END, "hlt")
+        self._kicks = self._accounting.tally(Kind.RUN_END, "kick")
+        self._native_before: Counter[str] = Counter()       # of boards that a reset has put away
+        self._driven_ns = 0
+        self._driven_since = 0              # while something is being driven
         self._run_ns = 0
-        self._halts = 0
-        self._kicks = 0
         self._wakeup = -1
         self._load: Callable[[GuestMemory], BootState] | None = None
         self._reset_requested = False
+        self._idle_requested = False
+        self.marks: deque[Mark] = deque(maxlen=MARKS_KEPT)
+        self._hypercalls, self._syscalls = _registry(fittings), _syscall_table(fittings)
         self._poller = Poller()
-        self._vsock = _vsock_host(fittings, self._poller, self.drive)
-        self._fitted: list[VirtioDevice] = [Rng(), *fittings.storage()]
-        self._hvc = self._add_hvc() if fittings.hvc else None
-        self._hvc_speaks = False
-        ports = self._add_ports() if fittings.channel else None
-        self._make_board()
+        self._poller.call_back = self._accounting.between("files", self._poller.call_back)
+        self._plugged = Plugged(
+            fittings, self._poller, self.drive, lambda data: self.console.feed(data), state.plugged if state else None
+        )
+        self._make_board(state.board if state else None)
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.watch(self._wakeup, self._woken)
-        resize = None if self._hvc is None else self._hvc.resize
-        super().__init__(Console(self._console_send, self.drive, self.watch_fd, self.unwatch_fd, resize), ports)
+        hvc = self._plugged.hvc
+        console = Console(self._console_send, self.drive, self.watch_fd, self.unwatch_fd, hvc.resize if hvc else None)
+        if state is None:
+            super().__init__(console, self._plugged.ports, shell=fittings.shell)
+        else:
+            super().__init__(console, self._plugged.ports, state.channel, state.ready, fittings.shell)
         self.serial_sinks.append(self._console_feed)
+        if state is not None:
+            self.board.resumed()
+            self._plugged.resumed()
 
-    def _add_hvc(self) -> VirtioConsole:
-        device = VirtioConsole()
-        self._fitted.append(device)
-        port = device.port(0, is_console=True)
-        port.received, port.opened = self._hvc_output, self._hvc_opened
-        return device
-
-    def _add_ports(self) -> VirtioConsole:
-        device = VirtioConsole(CHANNEL_PORTS)
-        self._fitted.append(device)
-        return device
-
-    def _unplug(self) -> None:
-        """Give back what the devices have of the host's."""
-        for device in self._fitted:
-            device.close()
-        if self._socket_device:
-            self._socket_device.close()
-        if self._vsock:
-            self._vsock.close()
-
-    def _make_board(self) -> None:
-        self.clock = GuestClock()
-        self._socket_device = self._vsock and self._vsock.device(self.clock, VsockState(GUEST_CID))
-        virtio = [*self._fitted, self._socket_device] if self._socket_device else self._fitted
+    def _make_board(self, state: BoardState | None = None) -> None:
+        self.clock = GuestClock(state.now_ns if state else 0)
+        virtio = self._plugged.devices(self.clock)
         output, reset, power_off = self._serial_output, self._reset, self._power_off
-        self.board = Board(self.memory, self.clock, output, reset, power_off, _sleep_ns, virtio)
+        accounting = self._accounting
+        self.board = Board(self.memory, self.clock, output, reset, power_off, _sleep_ns, virtio, accounting, state)
         self.clock.sooner = self._timer_sooner
+        self.clock.expire = accounting.between("timers", self.clock.expire)
+        self._flush_bypass = accounting.between("serial output", self.board.com1.flush_bypass)
+        services = MachineServices(
+            self.clock, self._console_write, self._idle_request, self._exit, self._plugged.files, self.marks
+        )
+        self.board.add_hypercalls(self._hypercalls, services)
+        self.board.add_syscalls(self._syscalls)
+        if place := self._fittings.debug_exit:
+            self.board.add_device("debug exit", IsaDebugExit(self._exit, place.port, place.size))
 
     def start(self, state: BootState) -> None:
         """Set the CPU to a loaded kernel's entry; a reset by the guest is the machine's end."""
-        self.board.cpu.enter_long_mode(state)
+        enter(self.board.cpu, state)
 
     def boot(self, load: Callable[[GuestMemory], BootState]) -> None:
         """Load a kernel and start there; again whenever the guest resets the machine, unless its kernel panicked.
@@ -149,9 +170,9 @@ class Machine(GuestCommands):
         Raises:
             EmuError: the machine was made without.
         """
-        if self._vsock is None:
+        if self._plugged.vsock is None:
             raise EmuError("this machine has no vsock device; make it with vsock=True, or the path of a socket file")
-        return self._vsock
+        return self._plugged.vsock
 
     # -- serial line and files ---------------------------------------------------------------------------------
 
@@ -162,23 +183,19 @@ class Machine(GuestCommands):
 
     def _console_send(self, data: bytes) -> None:
         """What is typed goes to hvc0 if the guest has made one."""
-        if self._hvc is not None and self._hvc.ports[0].guest_open:
-            self._check_open()
-            self._hvc.ports[0].send(data.replace(SYSRQ_KEY, 2 * SYSRQ_KEY))
-        else:
+        self._check_open()
+        if not self._plugged.type_on_hvc(data):
             self.serial_send(data)
-
-    def _hvc_output(self, data: bytes) -> None:
-        self._hvc_speaks = True
-        self.console.feed(data)
-
-    def _hvc_opened(self, _is_open: bool) -> None:
-        self._hvc_speaks = False
 
     def _console_feed(self, data: bytes) -> None:
         """What comes over COM1; the kernel says the same on hvc0, and there first, once it has made it a console."""
-        if not self._hvc_speaks:
+        if not self._plugged.hvc_speaks:
             self.console.feed(data)
+
+    def _console_write(self, data: bytes) -> None:
+        """PV_CONSOLE; behind what came over COM1 before."""
+        self.board.com1.flush_bypass()
+        self.console.feed(data)
 
     def _serial_output(self, data: bytes) -> None:
         for sink in self.serial_sinks:
@@ -228,10 +245,17 @@ class Machine(GuestCommands):
         if outer not in (None, here):
             raise EmuError("the machine is running already, in another thread")
         self._driver = here
+        before_ns, started = self._accounting.elsewhere_ns, time.monotonic_ns()
+        if outer is None:
+            self._driven_since = started
         try:
             yield
         finally:
             self._driver = outer
+            if outer is None:
+                self._driven_ns += time.monotonic_ns() - started
+            else:
+                self._accounting.elsewhere_ns = before_ns + time.monotonic_ns() - started
 
     def run_to_end(self, timeout: float | None = None) -> StopReason | None:
         """Run until the guest stops.
@@ -279,20 +303,29 @@ class Machine(GuestCommands):
         if stood_ns > STOPPED_NS:
             board.kvmclock.guest_was_stopped()
         timer_ns = clock.next_ns + clock.host_origin_ns
-        exit_ = board.cpu.run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
-        self._run_ns += time.monotonic_ns() - started
-        board.com1.flush_bypass()
+        try:
+            exit_ = board.cpu.run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
+        finally:
+            self._run_ns += time.monotonic_ns() - started
+        if not board.bypass.is_empty:
+            self._flush_bypass()
         if self._reset_requested:
             self._restart()
             return
         clock.run_due()
         if exit_ is Exit.KICK:
-            self._kicks += 1
+            self._kicks.count += 1
             self._poller.wait(0)
+            if self._idle_requested:
+                self._idle_requested = False
+                self._idle(until, end_ns)
         elif exit_ is Exit.HALT:
-            self._halts += 1
+            self._halts.count += 1
             self._poller.wait(0)
-            self._idle(until, end_ns)
+            if board.cpu.interrupts_enabled:
+                self._idle(until, end_ns)
+            elif self.stop_reason is None:
+                self._stop(StopReason.HALTED)
         elif self.stop_reason is None:
             reason = StopReason.TRIPLE_FAULT if exit_ is Exit.SHUTDOWN else StopReason.CPU_ERROR
             self._stop(reason, f"{board.cpu.error} " if exit_ is Exit.ERROR else "")
@@ -300,11 +333,6 @@ class Machine(GuestCommands):
     def _idle(self, until: Callable[[], bool], end_ns: int) -> None:
         """The guest waits for an interrupt: sleep until the next timer, file or request."""
         board, clock = self.board, self.clock
-        if not board.cpu.interrupts_enabled:
-            if self.stop_reason is None:
-                self._stop(StopReason.HALTED)
-            return
-        started = time.monotonic_ns()
         while not (board.intr.level or self._hurried or self.stop_reason is not None or until()):
             now = time.monotonic_ns()
             if now >= end_ns:
@@ -312,7 +340,6 @@ class Machine(GuestCommands):
             self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + LONGEST_SLEEP_NS) - now)
             clock.run_due()
         self._seen_ns = time.monotonic_ns()
-        self._idle_ns += self._seen_ns - started
 
     @property
     def _hurried(self) -> bool:
@@ -323,8 +350,20 @@ class Machine(GuestCommands):
         self._reset_requested = True
         self.board.cpu.stop()
 
+    def _idle_request(self) -> None:
+        """PV_IDLE, in an exit: the sleep comes when the CPU has come back."""
+        if not self.board.intr.level:
+            self._idle_requested = True
+            self.board.cpu.stop()
+
     def _power_off(self) -> None:
         self._stop(StopReason.POWER_OFF)
+        self.board.cpu.stop()
+
+    def _exit(self, status: int) -> None:
+        """The guest ends the machine with a status, in an exit."""
+        self.exit_status = status
+        self._stop(StopReason.EXIT, f"with status {status} ")
         self.board.cpu.stop()
 
     def _restart(self) -> None:
@@ -333,9 +372,8 @@ class Machine(GuestCommands):
         if self._load is None or self.panic is not None:
             self._stop(StopReason.RESET)
             return
+        self._native_before += self._native()
         self.board.close()
-        if self._socket_device:
-            self._socket_device.close()
         self.memory.clear()
         self._make_board()
         self._forget_shell()
@@ -345,17 +383,59 @@ class Machine(GuestCommands):
         self.stop_reason = reason
         self.stop_detail = f"{reason} ({detail}at {self.board.cpu.registers.rip:#x})"
 
+    # -- snapshots ---------------------------------------------------------------------------------------------
+
+    def snapshot(self, path: str | os.PathLike[str], *, incremental: bool = False) -> None:
+        """Save the machine to a directory; arguments and errors as `emu.snapshot.machine.save_machine`."""
+        from emu.snapshot.machine import save_machine
+
+        save_machine(self, path, incremental=incremental)
+
+    @property
+    def disks(self) -> list[Disk]:
+        """What is behind the guest's disks, in order."""
+        return self._plugged.disks
+
+    def save(self) -> MachineState:
+        """All that the machine is but its memory; it can be driven on.
+
+        Raises:
+            EmuError: it is closed, is running, or has stopped.
+        """
+        self._check_open()
+        if self._driver is not None:
+            raise EmuError("the machine is running; it can be saved between two calls that drive it")
+        if self.stop_reason is not None:
+            raise EmuError(f"the machine has stopped: {self.stop_detail}")
+        return MachineState(
+            self.memory.size,
+            fittings_state(self._fittings),
+            self.board.save(),
+            self._plugged.save(),
+            self.channel.save() if self.channel else None,
+            self._is_ready,
+        )
+
     # -- the rest ----------------------------------------------------------------------------------------------
 
     def stats(self) -> ExitStats:
-        """Counts of exits since the machine was made."""
-        cpu, context = self.board.cpu, self.board.cpu.context
-        python = {f"port {name}": t.reads + t.writes for name, t in self.board.ports.traffic.items()}
-        python |= {"msr": cpu.msr_exits, "interrupt": cpu.interrupts, "hlt": self._halts, "kick": self._kicks}
-        native = {"exception": context.exceptions, "undefined": context.undefined, "syscall": context.syscalls}
-        native |= {"cpuid": context.cpuids, "serial byte, bypassed": self.board.bypass.bytes_taken}
-        native |= {"serial status, bypassed": context.lsr_reads}
-        return ExitStats(python, {kind: int(count) for kind, count in native.items()}, self._idle_ns, self._run_ns)
+        """What made the guest leave its code since the machine was made, and where the time went."""
+        native = self._native_before + self._native()
+        rows = *self._accounting.rows(), *(ExitRow(Kind.NATIVE, name, count) for name, count in native.items())
+        driven_ns = self._driven_ns
+        if self._driver is not None:
+            driven_ns += time.monotonic_ns() - self._driven_since
+        return ExitStats(rows, driven_ns, self._run_ns, self._poller.slept_ns, self._accounting.timing)
+
+    def _native(self) -> Counter[str]:
+        """Events that machine code dealt with, of this board."""
+        context, bypass = self.board.cpu.context, self.board.bypass
+        counts = {
+            "exception": context.exceptions, "undefined": context.undefined, "syscall": context.syscalls,
+            "syscall intercepted": context.intercepted,
+            "cpuid": context.cpuids, "serial byte": bypass.bytes_taken, "serial status": context.lsr_reads,
+        }
+        return Counter({name: int(count) for name, count in counts.items()})
 
     def close(self) -> None:
         """Free the CPU and the guest's memory.
@@ -365,7 +445,7 @@ class Machine(GuestCommands):
         """
         if self._wakeup >= 0:
             self.board.close()
-            self._unplug()
+            self._plugged.close()
             self._load = None           # it holds the kernel and the root
             self.console.close()
             wakeup, self._wakeup = self._wakeup, -1
@@ -379,10 +459,18 @@ class Machine(GuestCommands):
         self.close()
 
 
-def _vsock_host(fittings: Fittings, poller: Poller, drive: Drive) -> VsockHost | None:
-    if fittings.vsock is False:
-        return None
-    return VsockHost(poller, drive, None if fittings.vsock is True else Path(fittings.vsock))
+def _registry(fittings: Fittings) -> Registry:
+    try:
+        return Registry((*BUILT_IN, *fittings.hypercalls))
+    except ValueError as error:
+        raise EmuError(str(error)) from None
+
+
+def _syscall_table(fittings: Fittings) -> SyscallTable:
+    try:
+        return SyscallTable(fittings.syscalls)
+    except ValueError as error:
+        raise EmuError(str(error)) from None
 
 
 def _sleep_ns(nanoseconds: int) -> None:

@@ -1,21 +1,28 @@
-"""Guest RAM: one anonymous mapping of the host, with a hole below 4 GiB in the guest's view."""
+"""Guest RAM: one private mapping of the host, with a hole below 4 GiB in the guest's view."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from operator import add
 
 from devices import OutsideMemory
 from emu.errors import EmuError
 
-__all__ = ["GIB", "HIGH_START", "HOLE_START", "KIB", "MIB", "GuestMemory", "OutsideMemory"]
+__all__ = [
+    "GIB", "HIGH_START", "HOLE_START", "KIB", "LARGEST", "MIB", "SMALLEST", "GuestMemory", "OutsideMemory", "Ranges",
+    "new_ram",
+]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 HOLE_START = 0xC000_0000                # guest-physical: devices, from here to 4 GiB
 HIGH_START = 1 << 32
 PAGE_SHIFT = mmap.PAGESIZE.bit_length() - 1
 SMALLEST, LARGEST = 64 * MIB, 8 * GIB
+
+Ranges = tuple[tuple[int, int], ...]
+"""Parts of RAM: (start, end) of each as offsets into the mapping, in order."""
 
 
 class GuestMemory:
@@ -26,22 +33,30 @@ class GuestMemory:
 
     Args:
         size: bytes, a multiple of 4 KiB from 64 MiB to 8 GiB.
+        ram: a private mapping of that size to use, and to close in the end; None: a new one of zeros.
+        backed: parts of `ram` that show what a file holds until they are written to.
+        origin: id of the snapshot that `ram` begins as.
+
+    Attributes:
+        size, low_size, high_size: bytes, in all and of either block.
+        ram: all of it.
+        backed, origin: as given; the origin is None once the memory was cleared.
 
     Raises:
         EmuError: the size is out of range, or the host has no room.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, ram: mmap.mmap | None = None, backed: Ranges = (), origin: str | None = None) -> None:
         if not SMALLEST <= size <= LARGEST or size % mmap.PAGESIZE:
             raise EmuError(f"memory of {size / MIB:g} MiB: this machine takes 64 MiB to 8 GiB")
         self.size = size
         self.low_size = min(size, HOLE_START)
         self.high_size = size - self.low_size
-        try:
-            self.ram = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise EmuError(f"the host has no room for {size // MIB} MiB of guest memory: {error.strerror}") from None
-        self.ram.madvise(mmap.MADV_HUGEPAGE)
+        self.ram = ram if ram is not None else new_ram(size)
+        with suppress(OSError):                 # a kernel without huge pages
+            self.ram.madvise(mmap.MADV_HUGEPAGE)
+        self.backed = backed
+        self.origin = origin
         self._view = memoryview(self.ram)
         self.drop_code: Callable[[int, int], None] = lambda start, end: None
         """Called after each write with the ram addresses written: code translated from them is stale."""
@@ -123,8 +138,26 @@ class GuestMemory:
     def clear(self) -> None:
         """Zero all of it; to be called while no CPU has it mapped."""
         self.ram.madvise(mmap.MADV_DONTNEED)
+        zeros = bytes(MIB)
+        for start, end in self.backed:          # where this has brought the file's content back
+            for offset in range(start, end, MIB):
+                size = min(MIB, end - offset)
+                self._view[offset : offset + size] = zeros[:size]
+        self.origin = None
 
     def close(self) -> None:
         """Give the memory back to the host; to be called once no CPU has it mapped and nobody holds a view of it."""
         self._view.release()
         self.ram.close()
+
+
+def new_ram(size: int) -> mmap.mmap:
+    """Zeros.
+
+    Raises:
+        EmuError: the host has no room.
+    """
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise EmuError(f"the host has no room for {size // MIB} MiB of guest memory: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,20 @@ Callback = Callable[[], None]
 
 
 class Poller:
-    """Calls back for files that can be read or written (devices.Files)."""
+    """Calls back for files that can be read or written (devices.Files).
+
+    Attributes:
+        slept_ns: host time spent sleeping.
+        call_back: does the calls for the files that `wait` found ready, given the array polled and its length.
+    """
 
     def __init__(self) -> None:
         self._watched: dict[int, tuple[Callback | None, Callback | None]] = {}
         self._timeout = ffi.new("int64_t[2]")
         self._files = ffi.new("struct pollfd_[]", 1)
         self._is_stale = False          # the array is made anew once a wait, however much has changed
+        self.slept_ns = 0
+        self.call_back: Callable[[Any, int], None] = self._call_back
 
     def _array(self) -> Any:
         if self._is_stale:
@@ -48,8 +56,16 @@ class Poller:
         """Sleep until something can be done with a file or the time is over, or a signal came; then call back."""
         self._timeout[0], self._timeout[1] = divmod(max(timeout_ns, 0), SECOND_NS)
         files, count = self._array(), len(self._watched)
-        if libc.ppoll(files, count, self._timeout, ffi.NULL) <= 0:
-            return
+        if timeout_ns > 0:
+            started = time.monotonic_ns()
+            ready = libc.ppoll(files, count, self._timeout, ffi.NULL)
+            self.slept_ns += time.monotonic_ns() - started
+        else:
+            ready = libc.ppoll(files, count, self._timeout, ffi.NULL)
+        if ready > 0:
+            self.call_back(files, count)
+
+    def _call_back(self, files: Any, count: int) -> None:
         for file in files[0:count]:
             events = file.revents
             if not events:

@@ -60,6 +60,7 @@ class Interaction:
         escape: the byte that ends the session; only on a terminal.
         hopeless: whether a guest without a person watching need not be waited for any more.
         resize: takes the columns and rows of our terminal.
+        type_end: type the end of input that is no terminal, as Ctrl-D.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Interaction:
         escape: bytes,
         hopeless: Callable[[], bool],
         resize: Callable[[int, int], None],
+        type_end: bool,
     ) -> None:
         sys.stdout.flush()
         self.input_fd = sys.stdin.fileno()
@@ -78,6 +80,7 @@ class Interaction:
         self._send = send
         self._hopeless = hopeless
         self._resize = resize
+        self._type_end = type_end
         self._size = 0, 0
         self._left = False
         self._shown = False
@@ -102,7 +105,7 @@ class Interaction:
 
     def patience_s(self) -> float | None:
         """How long to drive the guest before `nothing_happened` should look."""
-        return END_REPEAT_S if self.input_ended else None
+        return END_REPEAT_S if self.input_ended and self._type_end else None
 
     def nothing_happened(self) -> None:
         """Type the input's end again while the guest is silent.
@@ -134,7 +137,8 @@ class Interaction:
         if not data:
             self.input_ended = True
             self._left = self._on_terminal      # a terminal that was hung up
-            self._send((b"" if self._line_ended else b"\n") + EOT)
+            if self._type_end:
+                self._send((b"" if self._line_ended else b"\n") + EOT)
         elif self._on_terminal and self._escape in data:
             self._send(data[: data.index(self._escape)])
             self._left = True

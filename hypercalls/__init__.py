@@ -1,22 +1,21 @@
 """Hypercalls: what a guest asks of the machine by reading and writing MSRs.
 
-A handler knows guest memory, a clock and nothing of the CPU; it answers with a value or raises `GuestFault`.
+    from hypercalls import Call, hypercall
+
+    @hypercall(0x4B564D20, "PV_ZERO_PAGE")
+    def pv_zero_page(call: Call) -> None:
+        \"\"\"Zero the page at the guest-physical address written.\"\"\"
+        call.memory.write(call.value, bytes(4096))
+
+A handler knows guest memory, a clock, a few services of the machine, and nothing of the CPU; it answers with a value
+or raises `GuestFault`.
 """
 
 from __future__ import annotations
 
-VECTOR_GP = 13
+from hypercalls.call import Call, CallMemory, Endless, Files, GuestFault, Services
+from hypercalls.registry import Hypercall, Registry, hypercall
 
-
-class GuestFault(Exception):
-    """An exception that the guest is to see in place of the instruction's result.
-
-    Args:
-        vector: exception number; by default #GP.
-        error_code: pushed with it.
-    """
-
-    def __init__(self, vector: int = VECTOR_GP, error_code: int = 0) -> None:
-        super().__init__(f"exception {vector}, error code {error_code:#x}")
-        self.vector = vector
-        self.error_code = error_code
+__all__ = [
+    "Call", "CallMemory", "Endless", "Files", "GuestFault", "Hypercall", "Registry", "Services", "hypercall",
+]

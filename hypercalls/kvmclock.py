@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from devices import Clock
-from hypercalls import GuestFault
+from hypercalls.call import GuestFault
 
 ENABLE = 1 << 0                         # of the system time MSR
 TSC_STABLE = 1 << 0                     # of the page's flags: all CPUs agree, the vDSO may use it
@@ -25,6 +26,8 @@ WALL_CLOCK = struct.Struct("<III")          # version, seconds, nanoseconds
 SECOND_NS = 1_000_000_000
 SHORTEST_CALIBRATION_NS = 10_000_000
 REFRESH_NS = (SECOND_NS, 4 * SECOND_NS, 16 * SECOND_NS, 60 * SECOND_NS)
+FIRST_LOOK_NS = 20_000_000              # after a restore: whether this host's TSC is as quick as the last one's
+OTHER_TSC = 0.01                        # more than this apart are two hosts
 LARGEST_SLEW = 0.0005                   # how much faster or slower than real time a guest may be led back to it
 
 
@@ -61,6 +64,28 @@ def scale(ticks: int, multiplier: int, shift: int) -> int:
     return ticks * multiplier >> 32
 
 
+@dataclass(frozen=True)
+class KvmClockState:
+    """What a snapshot keeps of the clock.
+
+    Attributes:
+        page: guest-physical address, None while it is off.
+        version: of what the page holds.
+        tsc, ns, multiplier, shift: the point in time and the rate that it holds.
+        hz: the TSC's frequency; the guest's TSC goes on where it stood.
+        stop_untold: the guest may not yet have seen that it did not run.
+    """
+
+    page: int | None
+    version: int
+    tsc: int
+    ns: int
+    multiplier: int
+    shift: int
+    hz: int
+    stop_untold: bool
+
+
 class KvmClock:
     """The two clocks of one CPU.
 
@@ -69,10 +94,16 @@ class KvmClock:
         clock: guest time.
         sample: the guest's TSC and guest time in nanoseconds, taken at one moment.
         wait: lets a number of nanoseconds pass; used only when the guest asks within 10 ms of the machine's start.
+        state: what to go on with; None: off.
     """
 
     def __init__(
-        self, memory: Memory, clock: Clock, sample: Callable[[], tuple[int, int]], wait: Callable[[int], None]
+        self,
+        memory: Memory,
+        clock: Clock,
+        sample: Callable[[], tuple[int, int]],
+        wait: Callable[[int], None],
+        state: KvmClockState | None = None,
     ) -> None:
         self._memory = memory
         self._clock = clock
@@ -86,6 +117,17 @@ class KvmClock:
         self._refreshes = 0
         self._stop_untold = False
         self._timer = clock.timer(self._refresh)
+        self._restored = state is not None
+        if state is not None:
+            self._page, self._version, self._stop_untold = state.page, state.version, state.stop_untold
+            self._point = state.tsc, state.ns, state.multiplier, state.shift
+            self._hz = state.hz
+            if self._page is not None:
+                self._timer.arm(clock.now_ns() + FIRST_LOOK_NS)
+
+    def save(self) -> KvmClockState:
+        """The state to go on with."""
+        return KvmClockState(self._page, self._version, *self._point, self.hz, self._stop_untold)
 
     @property
     def hz(self) -> int:
@@ -143,6 +185,11 @@ class KvmClock:
         tsc, now = self._sample()
         old_tsc, old_ns, multiplier, shift = self._point
         shown = old_ns + scale(tsc - old_tsc, multiplier, shift)
+        before = self._hz
+        if self._restored and abs(self.frequency_hz() - before) > before * OTHER_TSC:
+            # Another host's TSC: what the page showed since the restore was wrong, and is not led back slowly
+            shown = now
+        self._restored = False
         self._refreshes += 1
         pause = REFRESH_NS[min(self._refreshes, len(REFRESH_NS) - 1)]
         slew = max(-LARGEST_SLEW, min(LARGEST_SLEW, (now - shown) / pause))

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emu.accounting import Accounting
 from emu.bus import MmioBus, MsrBus, PortBus
+from emu.stats import UNCLAIMED, Kind
 from hypercalls import GuestFault
 
 
@@ -39,7 +41,6 @@ def test_overlapping_ports_are_refused_by_name_and_nothing_is_claimed() -> None:
     with pytest.raises(ValueError, match="second: port 0x67 belongs to first"):
         bus.add("second", Recorder((0x50, 4), (0x67, 1)))
     assert bus.read(0x50, 1) == 0xFF
-    assert "second" not in bus.traffic
 
 
 @pytest.mark.parametrize(("size", "ones"), [(1, 0xFF), (2, 0xFFFF), (4, 0xFFFF_FFFF)])
@@ -68,14 +69,45 @@ def test_a_wide_read_is_its_bytes_low_byte_first_and_ones_where_nobody_is() -> N
     assert bus.read(0xFFFF, 2) == 0xFFFF
 
 
-def test_traffic_is_counted_by_device_and_byte() -> None:
-    bus = PortBus()
+def counts(accounting: Accounting) -> dict[tuple[str, str], int]:
+    """What was counted, by kind and handler."""
+    return {(row.kind, row.handler): row.count for row in accounting.rows()}
+
+
+@pytest.mark.parametrize("timing", [False, True])
+def test_port_accesses_are_counted_by_device_and_byte(timing: bool) -> None:
+    accounting = Accounting(timing)
+    bus = PortBus(accounting)
     bus.add("device", Recorder((0x10, 2)))
     bus.read(0x10, 2)
     bus.read(0x10, 1)
     bus.write(0x11, 1, 0)
     bus.read(0x50, 1)
-    assert (bus.traffic["device"].reads, bus.traffic["device"].writes) == (3, 1)
+    bus.write(0x50, 2, 0)
+    assert counts(accounting) == {
+        (Kind.PORT_IN, "device"): 3, (Kind.PORT_OUT, "device"): 1,
+        (Kind.PORT_IN, UNCLAIMED): 1, (Kind.PORT_OUT, UNCLAIMED): 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("timing", [False, True])
+def test_msr_accesses_are_counted_by_name_and_refused_ones_too(timing: bool) -> None:
+    def refuse(value: int) -> None:
+        raise GuestFault
+
+    accounting = Accounting(timing)
+    bus = MsrBus(accounting)
+    bus.add("PV_TEST", 0x4B56_4D20, write=refuse)
+    bus.add_range("lapic", 0x800, 0x840, lambda number: number, lambda number, value: None)
+    for access in (lambda: bus.write(0x4B56_4D20, 1), lambda: bus.read(0x4B56_4D20), lambda: bus.read(1)):
+        with pytest.raises(GuestFault):
+            access()
+    bus.read(0x800)
+    bus.read(0x801)
+    assert counts(accounting) == {
+        (Kind.WRMSR, "PV_TEST"): 1, (Kind.RDMSR, UNCLAIMED): 2, (Kind.RDMSR, "lapic"): 2,
+    }  # fmt: skip
+    assert all(row.total_ns > 0 for row in accounting.rows() if row.handler != UNCLAIMED) == timing
 
 
 def test_an_msr_goes_to_who_claimed_it() -> None:
@@ -118,13 +150,14 @@ class WideRecorder:
 
 
 def test_a_wide_device_gets_accesses_whole() -> None:
-    bus, device = PortBus(), WideRecorder((0xCF8, 8))
+    accounting = Accounting()
+    bus, device = PortBus(accounting), WideRecorder((0xCF8, 8))
     bus.add_wide("pci", device)
     bus.write(0xCF8, 4, 0x8000_0010)
     bus.write(0xCFE, 2, 0x1_2345)
     assert device.writes == [(0, 4, 0x8000_0010), (6, 2, 0x2345)]
     assert bus.read(0xCFC, 4) == 0x404
-    assert bus.traffic["pci"].writes == 2
+    assert counts(accounting) == {(Kind.PORT_OUT, "pci"): 2, (Kind.PORT_IN, "pci"): 1}
 
 
 def test_an_access_that_begins_before_a_wide_device_reaches_it_in_bytes() -> None:
@@ -155,23 +188,24 @@ class Span:
 
 
 def test_a_memory_device_sees_offsets_and_the_rest_sees_addresses() -> None:
-    apic, others = Span(), Span()
-    bus = MmioBus(others)
-    bus.add("apic", 0xFEE0_0000, 0x1000, apic)
+    apic, others, accounting = Span(), Span(), Accounting()
+    bus = MmioBus(others, accounting)
+    bus.add("apic", 0xFEE0_0000, 0x2000, apic)
     bus.write(0xFEE0_00B0, 4, 7)
-    bus.write(0xFEE0_1000, 8, 9)
-    assert apic.writes == [(0xB0, 4, 7)]
-    assert others.writes == [(0xFEE0_1000, 8, 9)]
+    bus.write(0xFEE0_1FFF, 1, 8)
+    bus.write(0xFEE0_2000, 8, 9)
+    assert apic.writes == [(0xB0, 4, 7), (0x1FFF, 1, 8)]
+    assert others.writes == [(0xFEE0_2000, 8, 9)]
     assert (bus.read(0xFEE0_0020, 4), bus.read(0xC000_0000, 1)) == (0x20, 0xC000_0000)
-    assert (bus.traffic["apic"].reads, bus.traffic["pci"].reads) == (1, 1)
+    assert counts(accounting) == {(Kind.MMIO_READ, "apic"): 1, (Kind.MMIO_WRITE, "apic"): 2}
 
 
 def test_overlapping_memory_ranges_are_refused_by_name() -> None:
     bus = MmioBus(Span())
     bus.add("first", 0x1000, 0x1000, Span())
     bus.add("second", 0x2000, 0x1000, Span())
-    with pytest.raises(ValueError, match="third: 0x1800 belongs to first"):
-        bus.add("third", 0x1800, 0x100, Span())
+    with pytest.raises(ValueError, match="third: 0x0 belongs to first"):
+        bus.add("third", 0, 0x2000, Span())
 
 
 def test_a_range_of_msrs_is_told_the_number() -> None:

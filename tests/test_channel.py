@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emu import channel as channel_module
 from emu import job as job_module
 from emu.channel import PORTS, Channel, ChannelState
 from emu.console import Console
@@ -551,12 +552,26 @@ def test_a_restored_channel_uses_the_slots_that_were_free_and_ends_the_others() 
     state = old.channel.save()
     assert state == ChannelState(True, ((0, old.token().decode()),))
     guest = FakeGuest(state, is_open=(0, 1, 2, 3, 4))
-    assert bytes(guest.ports[0].sent) == b"kill 1\n"
+    assert bytes(guest.ports[0].sent) == b"kill 1\nresume\n"
     job = guest.channel.start("command")
+    assert bytes(guest.ports[1].sent) == b""        # the guest's clock is not right yet
+    guest.ports[0].say(b"resumed\n")
     assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
     for port in (1, 2):
         guest.ports[port].say(b"\x1e" + old.token() + b"004\n")
     assert job.status == 4
+
+
+def test_an_agent_that_cannot_resume_does_not_keep_commands_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(channel_module, "RESUME_S", 0.01)
+    caplog.set_level("INFO")
+    guest = FakeGuest(ChannelState(True, ((0, "token"),)), is_open=(0, 1, 2))
+    guest.channel.start("command")
+    guest.channel.drive(lambda: False, 0.0)
+    assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
+    assert "has not set its clock and mounts right" in caplog.text
 
 
 AGENT_BYTES = st.one_of(

@@ -100,6 +100,20 @@ def test_a_timer_keeps_its_last_deadline(clock: HandClock) -> None:
     assert clock.next_ns == NEVER
 
 
+def test_what_stands_in_for_expire_is_called_only_when_something_is_due() -> None:
+    clock, expired, times = GuestClock(), [], []
+    expire = clock.expire
+    clock.expire = lambda now: (times.append(now), expire(now))     # type: ignore[assignment, return-value]
+    alarm = clock.timer(lambda: expired.append(True))
+    clock.run_due()
+    alarm.arm(1 << 60)
+    clock.run_due()
+    assert (times, expired) == ([], [])
+    alarm.arm(1)
+    clock.run_due()
+    assert len(times) == len(expired) == 1 and times[0] >= 1
+
+
 @pytest.mark.parametrize("now", [GuestClock.now_ns, lambda clock: clock.wall_ns()])
 def test_time_goes_on(now: Callable[[GuestClock], int]) -> None:
     clock = GuestClock()

@@ -13,9 +13,11 @@ import pytest
 
 from emu import micro
 from emu.errors import EmuError, GuestStopped
+from emu.loader import BootState
 from emu.machine import Machine, StopReason
-from emu.memory import MIB
+from emu.memory import MIB, GuestMemory
 from emu.micro import CODE, FIXED, IF
+from emu.stats import OUTSIDE, UNCLAIMED, Kind
 
 SPIN = b"\xeb\xfe"                      # jmp $
 IDLE = b"\xfb\xf4\xeb\xfc"              # sti; hlt; jmp to it
@@ -265,7 +267,76 @@ def test_timer_interrupts_reach_a_guest_that_computes_and_one_that_sleeps(machin
 def test_stats_count_what_happened(machine: Machine) -> None:
     start(machine, out(0x61, 0) + b"\x0f\xa2\x0f\x0b" + STOP, resume=frozenset())       # out; cpuid; ud2
     machine.run_to_end(5)
-    counts = dict(machine.stats().rows())
-    assert counts["cpuid"] == counts["undefined"] == 1
-    assert counts["hlt"] >= 1
-    assert "seconds in the guest" in machine.stats().table()
+    stats = machine.stats()
+    assert stats.count(Kind.NATIVE, "cpuid") == stats.count(Kind.NATIVE, "undefined") == 1
+    assert stats.count(Kind.RUN_END, "hlt") >= 1
+    assert not stats.timed and not any(row.has_times for row in stats.rows())
+
+
+def times(count: int, body: bytes) -> bytes:
+    """mov ebx, count; the body; dec ebx; jnz to the body"""
+    return b"\xbb" + count.to_bytes(4, "little") + body + b"\xff\xcb\x75" + bytes((-len(body) - 4 & 0xFF,))
+
+
+READ_PORT = b"\xe4\x61"                                                  # in al, 0x61
+READ_NOBODY = b"\xa1" + micro.DEVICES.to_bytes(8, "little")                # mov eax, [PCI memory without a function]
+READ_IOAPIC = b"\xa1" + (micro.DEVICES + 0x40_0000).to_bytes(8, "little")  # mov eax, [I/O APIC]
+WRITE_DEADLINE = b"\xb9\xe0\x06\0\0\x31\xc0\x31\xd2\x0f\x30"  # mov ecx, 0x6e0; xor eax, eax; xor edx, edx; wrmsr
+
+
+@pytest.mark.parametrize("accounting", [False, True])
+def test_every_exit_is_counted_once_and_timed_if_asked_for(accounting: bool) -> None:
+    code = times(500, out(0x61, 0)) + times(400, READ_PORT) + times(300, WRITE_DEADLINE)
+    code += times(200, READ_IOAPIC) + times(100, READ_NOBODY) + out(0x510, 0) + STOP
+    with Machine(64 * MIB, accounting=accounting) as machine:
+        start(machine, code)
+        machine.run_to_end(20)
+        stats = machine.stats()
+    rows = [row for row in stats.rows() if row.kind not in OUTSIDE]
+    handled = {
+        (Kind.PORT_OUT, "i8254"): 500, (Kind.PORT_IN, "i8254"): 400, (Kind.WRMSR, "TSC deadline"): 300,
+        (Kind.MMIO_READ, "ioapic"): 200, (Kind.MMIO_READ, UNCLAIMED): 100,
+    }  # fmt: skip
+    unhandled = {(Kind.PORT_OUT, UNCLAIMED): 1}
+    assert {(row.kind, row.handler): row.count for row in rows} == handled | unhandled
+    timed = {(row.kind, row.handler): sum(row.histogram) for row in rows if row.has_times}
+    assert timed == (handled if accounting else {})
+    assert 0 <= stats.handlers_ns <= stats.run_ns <= stats.driven_ns
+    assert bool(stats.handlers_ns) == accounting
+
+
+def test_a_machine_driven_on_in_a_callback_has_that_time_only_once() -> None:
+    reader, writer = os.pipe()
+    with Machine(64 * MIB, accounting=True) as machine:
+        seen: list[bytes] = []
+
+        def drive_on() -> None:
+            seen.append(os.read(reader, 1))
+            machine.drive(lambda: False, 0.4)
+
+        start(machine, SPIN)
+        machine.watch_fd(reader, drive_on)
+        os.write(writer, b"x")
+        machine.drive(lambda: bool(seen), 20)
+        stats = machine.stats()
+        machine.unwatch_fd(reader)
+    os.close(reader)
+    os.close(writer)
+    (files,) = (row for row in stats.rows() if row.handler == "files")
+    assert files.count == 1 and files.total_ns < 0.3e9
+    assert stats.run_ns > 0.2e9
+    assert sum(ns for _, ns in stats.split()) == stats.driven_ns
+
+
+def test_stats_outlive_a_reset(machine: Machine) -> None:
+    boots: list[int] = []
+
+    def load(memory: GuestMemory) -> BootState:
+        boots.append(len(boots))
+        end = STOP if len(boots) == 3 else out(0x64, 0xFE) + SPIN
+        return micro.install(memory, out(0x61, 0) + b"\x0f\xa2" + end)
+
+    machine.boot(load)
+    machine.run_to_end(5)
+    stats = machine.stats()
+    assert (len(boots), stats.count(Kind.PORT_OUT, "i8254"), stats.count(Kind.NATIVE, "cpuid")) == (3, 3, 3)

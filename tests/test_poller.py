@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -38,6 +39,21 @@ def test_a_writable_file_calls_back_only_if_that_was_asked(pair: tuple[socket.so
     poller.watch(here.fileno(), writable=lambda: seen.append("write"))
     poller.wait(0)
     assert seen == ["write"]
+
+
+def test_only_sleep_is_slept_time() -> None:
+    poller, (reader, writer) = Poller(), os.pipe()
+    poller.wait(20_000_000)
+    assert poller.slept_ns >= 20_000_000
+    before = poller.slept_ns
+    poller.watch(reader, lambda: (os.read(reader, 1), time.sleep(0.2)))
+    os.write(writer, b"xy")
+    poller.wait(0)
+    assert poller.slept_ns == before
+    poller.wait(10_000_000_000)
+    assert poller.slept_ns < before + 200_000_000
+    os.close(reader)
+    os.close(writer)
 
 
 def test_an_end_that_is_gone_calls_back(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -58,14 +58,18 @@ class Blk(VirtioDevice):
 
     Raises:
         DiskError: the disk is not the one in `state`.
+
+    Attributes:
+        disk: where the data is.
     """
 
     device_id = 2
+    name = "virtio-blk"
     pci_class = 0x01_80_00              # mass storage
     queue_sizes = (QUEUE_SIZE,)
 
     def __init__(self, disk: Disk, serial: str = "", state: BlkState | None = None) -> None:
-        self._disk = disk
+        self.disk = disk
         self._name = serial or f"of {disk.size} bytes"
         self._id = serial.encode()[:ID_SIZE].ljust(ID_SIZE, b"\0")
         if state is not None and state != self.save():
@@ -121,13 +125,13 @@ class Blk(VirtioDevice):
         """Close the disk."""
         self._queue = None
         try:
-            self._disk.close()
+            self.disk.close()
         except OSError as error:
             self._report(error)
 
     def save(self) -> BlkState:
         """The device has no state but what disk it is."""
-        return BlkState(self._disk.size, self._disk.read_only)
+        return BlkState(self.disk.size, self.disk.read_only)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -149,19 +153,19 @@ class Blk(VirtioDevice):
         size = chain.writable_size - 1
         if not self._is_inside(sector, size):
             return S_IOERR
-        self._disk.read(sector * SECTOR, chain.writable_views(0, size))
+        self.disk.read(sector * SECTOR, chain.writable_views(0, size))
         return S_OK
 
     def _out(self, chain: Chain, sector: int) -> int:
         size = chain.readable_size - HEADER.size
-        if self._disk.read_only or not self._is_inside(sector, size):
+        if self.disk.read_only or not self._is_inside(sector, size):
             return S_IOERR
-        self._disk.write(sector * SECTOR, chain.readable_views(HEADER.size, size))
+        self.disk.write(sector * SECTOR, chain.readable_views(HEADER.size, size))
         self._write_through()
         return S_OK
 
     def _flush(self, chain: Chain, sector: int) -> int:
-        self._disk.flush()
+        self.disk.flush()
         return S_OK
 
     def _get_id(self, chain: Chain, sector: int) -> int:
@@ -173,7 +177,7 @@ class Blk(VirtioDevice):
             return S_UNSUPP
         status, ranges = self._ranges(chain, DISCARD_SEGMENTS, DISCARD_SECTORS, flags=0)
         for offset, size, _ in ranges:
-            self._disk.discard(offset, size)
+            self.disk.discard(offset, size)
         return status
 
     def _write_zeroes(self, chain: Chain, sector: int) -> int:
@@ -181,7 +185,7 @@ class Blk(VirtioDevice):
             return S_UNSUPP
         status, ranges = self._ranges(chain, ZEROES_SEGMENTS, ZEROES_SECTORS, flags=SEGMENT_UNMAP)
         for offset, size, unmap in ranges:
-            self._disk.write_zeroes(offset, size, unmap)
+            self.disk.write_zeroes(offset, size, unmap)
         self._write_through()
         return status
 
@@ -206,12 +210,12 @@ class Blk(VirtioDevice):
         return size % SECTOR == 0 and size <= MOST_DATA and self._is_on_disk(sector, size)
 
     def _is_on_disk(self, sector: int, size: int) -> bool:
-        return sector * SECTOR + size <= self._disk.size
+        return sector * SECTOR + size <= self.disk.size
 
     def _write_through(self) -> None:
         """A driver without VIRTIO_BLK_F_FLUSH takes every finished write for durable."""
         if not self._features & F_FLUSH:
-            self._disk.flush()
+            self.disk.flush()
 
     def _report(self, error: OSError) -> None:
         if error.errno not in self._logged:

@@ -58,6 +58,7 @@ class Console(VirtioDevice):
     """
 
     device_id = 3
+    name = "virtio-console"
     pci_class = 0x07_80_00              # communication controller
 
     def __init__(self, most_ports: int = 1, state: ConsoleState | None = None) -> None:

@@ -33,6 +33,7 @@ class VirtioDevice:
 
     Attributes:
         device_id: number of its kind (specification, section 5).
+        name: what tables call its kind.
         pci_class: 24-bit PCI class code.
         features: device-specific feature bits it offers; the transport adds its own (VERSION_1, rings' features).
         queue_sizes: most entries of each virtqueue, each a power of two.
@@ -40,6 +41,7 @@ class VirtioDevice:
     """
 
     device_id: int
+    name: str = "virtio"
     pci_class: int = 0xFF_0000
     features: int = 0
     queue_sizes: tuple[int, ...] = ()

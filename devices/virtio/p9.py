@@ -33,6 +33,7 @@ class Virtio9p(VirtioDevice):
     """
 
     device_id = 9
+    name = "virtio-9p"
     features = MOUNT_TAG
     queue_sizes = (QUEUE_SIZE,)
 

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from devices import IrqLine, Memory, MmioDevice
 from devices.msix import CONTROL_WRITABLE, Msix, MsixState
@@ -60,14 +59,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VirtioPciState:
-    """What a snapshot keeps; `device` is the device's own state, from which it is restored before its transport."""
+    """What a snapshot keeps of a transport; its device keeps its own, and is restored first."""
 
     function: PciFunctionState
     msix: MsixState
     common: CommonConfigState
     isr: int
     failure: str | None
-    device: Any
 
 
 class VirtioPci(PciFunction):
@@ -301,15 +299,14 @@ class VirtioPci(PciFunction):
     # -- the rest ------------------------------------------------------------------------------------------------
 
     def save(self) -> VirtioPciState:
-        """The state of the function, its queues and the device."""
+        """The state of the function and its queues."""
         common = self._common.save()
         queues = tuple(
             replace(setup, state=queue.save()) if queue else setup
             for setup, queue in zip(common.queues, self._queues, strict=True)
         )
         return VirtioPciState(
-            self.save_function(), self._msix.save(), replace(common, queues=queues), self._isr, self.failure,
-            self.device.save(),
+            self.save_function(), self._msix.save(), replace(common, queues=queues), self._isr, self.failure
         )
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ class Rng(VirtioDevice):
     """
 
     device_id = 4
+    name = "virtio-rng"
     queue_sizes = (8,)
 
     def __init__(self, entropy: Callable[[int], bytes] = os.urandom, state: RngState | None = None) -> None:

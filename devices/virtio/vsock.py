@@ -75,6 +75,7 @@ class Vsock(VirtioDevice):
     """
 
     device_id = 19
+    name = "virtio-vsock"
     pci_class = COMMUNICATION_CONTROLLER
     features = F_STREAM
     queue_sizes = QUEUE_SIZE, QUEUE_SIZE, EVENT_QUEUE_SIZE

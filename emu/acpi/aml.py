@@ -6,7 +6,7 @@ import re
 
 __all__ = [
     "Term", "buffer", "device", "eisa_id", "integer", "method", "name", "name_string", "notify", "package",
-    "package_length", "return_", "scope", "string", "term",
+    "package_length", "scope", "string", "term",
 ]
 
 Term = int | str | bytes
@@ -19,7 +19,7 @@ SCOPE_OP, BUFFER_OP, PACKAGE_OP, METHOD_OP = 0x10, 0x11, 0x12, 0x14
 DUAL_NAME_PREFIX, MULTI_NAME_PREFIX = 0x2E, 0x2F
 NULL_NAME = 0x00
 DEVICE_OP = b"\x5b\x82"
-NOTIFY_OP, RETURN_OP = 0x86, 0xA4
+NOTIFY_OP = 0x86
 
 MOST_ARGUMENTS = 7
 MOST_ELEMENTS = 0xFF                # of a package, and of the segments of a path
@@ -144,11 +144,6 @@ def method(path: str, arguments: int, *terms: Term) -> bytes:
     if not 0 <= arguments <= MOST_ARGUMENTS:
         raise ValueError(f"{path}: a method of {arguments} arguments: AML has room for {MOST_ARGUMENTS}")
     return bytes((METHOD_OP,)) + _sized(name_string(path) + bytes((arguments,)) + _terms(terms))
-
-
-def return_(value: Term) -> bytes:
-    """Return(value)."""
-    return bytes((RETURN_OP,)) + term(value)
 
 
 def notify(path: str, value: Term) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from devices.acpi_pm import SLEEP_TYPE_S5
-from emu.acpi.aml import device, eisa_id, name, package, scope
+from devices.acpi_pm import GPE_GENERATION, SLEEP_TYPE_S5
+from emu.acpi.aml import device, eisa_id, method, name, notify, package, scope
 from emu.acpi.resources import (
     dword_memory,
     io,
@@ -26,6 +26,7 @@ LAST_PORT = 0xFFFF
 PCI_LAST_BUS = 0
 PCI_CONFIG_SIZE = 1 << 20           # mapped: 4 KiB for each of the bus' functions
 ANY_FUNCTION = 0xFFFF               # of an address in _PRT
+STATUS_CHANGED = 0x80               # a device's own notification
 HARDWIRED = 0                       # no link device: what follows is the GSI
 
 
@@ -35,7 +36,7 @@ def gsi_of(device_number: int, pin: int) -> int:
 
 
 def definition_block(
-    pci_memory: tuple[int, int], pci_memory_64: tuple[int, int] | None, pci_config: int | None
+    pci_memory: tuple[int, int], pci_memory_64: tuple[int, int] | None, pci_config: int | None, generation_id: int
 ) -> bytes:
     """The AML of the DSDT.
 
@@ -43,6 +44,7 @@ def definition_block(
         pci_memory: start and size of the addresses below 4 GiB that belong to PCI.
         pci_memory_64: the same above 4 GiB, if there are any.
         pci_config: start of the mapped configuration space, if it is mapped.
+        generation_id: address of the VM generation ID.
     """
     devices = [
         device("CPU0", name("_HID", "ACPI0007"), name("_UID", CPU_UID)),
@@ -55,7 +57,11 @@ def definition_block(
     if pci_config is not None:
         # The MCFG is believed only where the addresses are a motherboard resource
         devices.append(_device("MBRD", "PNP0C02", memory32_fixed(pci_config, PCI_CONFIG_SIZE)))
-    return name("_S5", package(SLEEP_TYPE_S5, SLEEP_TYPE_S5, 0, 0)) + scope("_SB", *devices)
+    # Microsoft's "Virtual Machine Generation ID"; the compatible ID is the one that every Linux with a driver knows
+    address = package(generation_id & 0xFFFF_FFFF, generation_id >> 32)
+    devices.append(device("VGEN", name("_HID", "PVEM0001"), name("_CID", "VMGENCTR"), name("ADDR", address)))
+    events = scope("_GPE", method(f"_E{GPE_GENERATION:02X}", 0, notify(r"\_SB.VGEN", STATUS_CHANGED)))
+    return name("_S5", package(SLEEP_TYPE_S5, SLEEP_TYPE_S5, 0, 0)) + scope("_SB", *devices) + events
 
 
 def _device(path: str, hardware_id: str, *resources: bytes) -> bytes:

@@ -20,9 +20,13 @@ from devices.acpi_pm import (
 )
 from emu.acpi.dsdt import CPU_UID, PCI_LAST_BUS, definition_block, gsi_of
 
-__all__ = ["IO_APIC", "IO_APIC_ID", "LOCAL_APIC", "RSDP_ADDRESS", "SCI", "AcpiConfig", "build_tables", "gsi_of"]
+__all__ = [
+    "GENERATION_ID", "GENERATION_ID_SIZE", "IO_APIC", "IO_APIC_ID", "LOCAL_APIC", "RSDP_ADDRESS", "SCI", "AcpiConfig",
+    "build_tables", "gsi_of",
+]
 
 RSDP_ADDRESS = 0xF_0000             # guests without a boot protocol scan from here to 1 MiB, in steps of 16
+GENERATION_ID, GENERATION_ID_SIZE = 0xF_FF00, 16       # beyond the tables: 128 random bits, new after a restore
 SCI = 9                             # ISA interrupt and GSI
 
 LOCAL_APIC, LOCAL_APIC_ID = 0xFEE0_0000, 0
@@ -82,7 +86,7 @@ def build_tables(config: AcpiConfig) -> tuple[tuple[int, bytes], ...]:
         placed.append((address, table))
         return address
 
-    aml = definition_block(config.pci_memory, config.pci_memory_64, config.pci_config)
+    aml = definition_block(config.pci_memory, config.pci_memory_64, config.pci_config, GENERATION_ID)
     dsdt_address = place(_table(b"DSDT", DSDT_REVISION, aml))
     entries = [
         place(_table(b"FACP", FADT_REVISION, _fadt(facs_address, dsdt_address))),

@@ -23,8 +23,10 @@ STATUS_BUG = 70                 # EX_SOFTWARE of sysexits.h
 COMMANDS = {
     "boot": "Boot a guest on this terminal; Ctrl-] leaves.",
     "run": "Run one command in a fresh guest; its exit status is ours.",
+    "stats": "Show which exits a guest and a command cause, and what they cost.",
     "fetch": "Get the default guest's kernel and root file system.",
     "info": "Show versions, the host, and what is in the cache.",
+    "selftest": "Check this machine's libunicorn, and show what exits cost here.",
 }
 HIDDEN_COMMANDS = ("demo",)
 

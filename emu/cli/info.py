@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator
 
 import click
@@ -15,8 +13,8 @@ from emu.cpu.layout import build_id
 from emu.cpu.library import load
 from emu.errors import EmuError
 from emu.fetch import KIND
+from emu.host import REQUIREMENTS, cpu_model, host, package_version, python_version, usable_cpus
 
-REQUIREMENTS = ("unicorn", "cffi", "capstone", "pyelftools", "lz4", "zstandard", "click", "rich")
 GUEST_FILES = ("vmlinuz", "alpine-minirootfs", "busybox")    # of what is cached for guests: what is booted
 
 
@@ -35,18 +33,13 @@ def command() -> None:
 
 
 def _rows() -> Iterator[tuple[str, str]]:
-    from importlib.metadata import PackageNotFoundError, version
-
     yield "emu", emu.__version__
-    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    yield "python", python_version()
     for name in REQUIREMENTS:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            yield name, "not installed"
+        yield name, package_version(name)
     yield from _library()
-    yield "host", f"{platform.system()} {platform.release()} {platform.machine()}"
-    yield "host CPU", f"{_cpu_model()}, {len(os.sched_getaffinity(0))} usable"
+    yield "host", host()
+    yield "host CPU", f"{cpu_model()}, {usable_cpus()} usable"
     cache = Cache()
     yield "cache", str(cache.directory)
     names = sorted(path.name for path in cache.directory.glob(f"{KIND}/*") if path.suffix != ".note")
@@ -63,11 +56,3 @@ def _library() -> Iterator[tuple[str, str]]:
         yield "is known", "yes"
     except EmuError as error:
         yield "is known", f"no: {error}"
-
-
-def _cpu_model() -> str:
-    with open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return "unknown"

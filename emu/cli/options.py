@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from emu.fittings import DiskImage, Share
+from emu.fittings import DebugExit, DiskImage, Share
 
 __all__ = ["GuestOptions", "Seconds", "guest_options"]
 
@@ -76,6 +76,18 @@ class ShareType(click.ParamType):  # type: ignore[type-arg]
         return tag, Share(path, "ro" in settings, settings.get("security", Share.security))
 
 
+class FilesType(click.ParamType):  # type: ignore[type-arg]
+    """DIR[,ro]: a directory for hypercalls."""
+
+    name = "DIR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Share:
+        path, settings = _settings(str(value), ("ro",))
+        if not path:
+            self.fail(f"{value!r} names no directory", param, ctx)
+        return Share(path, "ro" in settings)
+
+
 class DiskType(click.ParamType):  # type: ignore[type-arg]
     """IMAGE[,ro][,overlay[=FILE]]: a disk."""
 
@@ -88,6 +100,21 @@ class DiskType(click.ParamType):  # type: ignore[type-arg]
         return DiskImage(path, "ro" in settings, settings.get("overlay") or "overlay" in settings)
 
 
+class DebugExitType(click.ParamType):  # type: ignore[type-arg]
+    """PORT[,SIZE] or none: where the debug exit is."""
+
+    name = "PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DebugExit | bool:
+        if value == "none":
+            return False
+        port, _, size = str(value).partition(",")
+        try:
+            return DebugExit(int(port, 0), int(size or "4", 0))
+        except ValueError:
+            self.fail(f"{value!r} is no port; write 0xf4, or 0xf4,1, or none", param, ctx)
+
+
 @dataclass(frozen=True)
 class GuestOptions:
     """What to boot: the keyword arguments of `emu.boot`."""
@@ -95,17 +122,21 @@ class GuestOptions:
     memory: int
     kernel: str | None
     modules: Path | None
-    initrd: Path | None
+    initrd: str | None
     root: Path | None
     root_over: str
     shares: dict[str, Share]
     disks: tuple[DiskImage, ...]
     vsock: Path | bool
     config: Path | None
+    hypercalls: tuple[str, ...]
+    syscalls: tuple[str, ...]
+    files: Share | None
     console: str
     append: str | None
     cmdline: str | None
     as_shipped: bool
+    debug_exit: DebugExit | bool | None
 
 
 _OPTIONS = (
@@ -113,15 +144,19 @@ _OPTIONS = (
     click.option(
         "--kernel",
         metavar="PATH|alpine|generic|cloud",
-        help="A bzImage or an ELF vmlinux, or one to fetch: Alpine's own (the default; Debian's generic one where "
-        "Alpine's mirror cannot be reached) or Debian's.",
+        help="A bzImage, an ELF vmlinux, or a multiboot kernel; or one to fetch: Alpine's own (the default; Debian's "
+        "generic one where Alpine's mirror cannot be reached) or Debian's.",
     ),
     click.option(
         "--modules",
         type=click.Path(path_type=Path),
         help="The kernel's modules: its package, or a directory lib/modules/RELEASE. A fetched kernel has its own.",
     ),
-    click.option("--initrd", type=click.Path(path_type=Path), help="An initramfs, used as it is."),
+    click.option(
+        "--initrd",
+        metavar="PATH",
+        help="An initramfs, used as it is; the modules of a multiboot kernel: PATH[ WORDS][,PATH[ WORDS]...].",
+    ),
     click.option(
         "--root",
         type=click.Path(path_type=Path),
@@ -162,6 +197,21 @@ _OPTIONS = (
         show_default=True,
         help="The serial port, or a virtio console, which is quicker once its driver is there.",
     ),
+    click.option(
+        "--hypercalls",
+        multiple=True,
+        metavar="FILE.py|MODULE|NAME",
+        help="Hypercalls of your own: a file, a module, or what an installed package calls them. May be repeated.",
+    ),
+    click.option(
+        "--syscalls",
+        multiple=True,
+        metavar="FILE.py|MODULE|NAME",
+        help="System calls that the host answers, in a file, a module, or an installed package. May be repeated.",
+    ),
+    click.option(
+        "--files", type=FilesType(), metavar="DIR[,ro]", help="A directory for the hypercalls PV_READ and PV_WRITE."
+    ),
     click.option("--config", type=click.Path(path_type=Path), help="A directory that configures the guest."),
     click.option("--append", metavar="TEXT", help="Settings behind the default kernel command line."),
     click.option("--cmdline", metavar="TEXT", help="Settings instead of the default kernel command line."),
@@ -169,6 +219,13 @@ _OPTIONS = (
         "--as-shipped",
         is_flag=True,
         help="The distribution's own settings; without it, hardening that a throw-away guest does not need is off.",
+    ),
+    click.option(
+        "--debug-exit",
+        type=DebugExitType(),
+        metavar="PORT[,SIZE]|none",
+        help="Ports by which the guest ends the machine: writing V makes our exit status 2V+1. By default a multiboot "
+        "kernel has 4 of them from 0xf4 on, and Linux none.",
     ),
 )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 from time import monotonic
-from typing import TextIO
 
 import click
 
 from emu.cli.options import GuestOptions, Seconds, guest_options
-from emu.cli.session import booted, log_to_stderr
+from emu.cli.session import booted, log_to_stderr, show, stats_at_end
+from emu.errors import GuestStopped
 from emu.phases import Phases
 
 
@@ -22,13 +22,14 @@ from emu.phases import Phases
 @guest_options
 @click.option("--timeout", type=Seconds(), help="For the boot and the command together; none without it.")
 @click.option("--verbose", is_flag=True, help="Show what was tried, and a time for each phase at the end.")
+@click.option("--stats", is_flag=True, help="Show at the end which exits the guest caused, and what they cost.")
 @click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(guest: GuestOptions, timeout: float | None, verbose: bool, words: tuple[str, ...]) -> int:
+def command(guest: GuestOptions, timeout: float | None, verbose: bool, stats: bool, words: tuple[str, ...]) -> int:
     """Boot a fresh guest, run one command in it, and show its output, byte for byte, as it comes.
 
-    The command gets no standard input. Its exit status is ours, 128 + n if signal n ended it. Other statuses: 2
-    for input that cannot be used, 124 when --timeout has passed, 125 when the guest failed: if its kernel
-    panicked, the panic's line is on standard error.
+    The command gets no standard input. Its exit status is ours, 128 + n if signal n ended it, or the status that the
+    guest ended the machine with. Other statuses: 2 for input that cannot be used, 124 when --timeout has passed, 125
+    when the guest failed: if its kernel panicked, the panic's line is on standard error.
 
     \b
     Examples:
@@ -42,24 +43,23 @@ def command(guest: GuestOptions, timeout: float | None, verbose: bool, words: tu
         log_to_stderr()
     deadline = None if timeout is None else monotonic() + timeout
     try:
-        with booted(guest, phases) as machine:
+        with booted(guest, phases, accounting=stats) as machine, stats_at_end(machine, stats):
             with phases("boot"):
                 machine.wait_ready(_left(deadline))
             started = phases.elapsed_s()
-            stdout, stderr = partial(_show, sys.stdout), partial(_show, sys.stderr)
+            stdout, stderr = partial(show, sys.stdout), partial(show, sys.stderr)
             result = machine.run(list(words), timeout=_left(deadline), stdout=stdout, stderr=stderr)
             ended = phases.elapsed_s()
             phases.add("run", started, ended - result.read_s)
             phases.add("read result", ended - result.read_s, ended)
+    except GuestStopped:
+        if machine.exit_status is None:
+            raise
+        return machine.exit_status
     finally:
         if verbose:
             print(phases.table(), file=sys.stderr)
     return result.status
-
-
-def _show(stream: TextIO, data: bytes) -> None:
-    stream.buffer.write(data)
-    stream.buffer.flush()
 
 
 def _left(deadline: float | None) -> float | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import emu
 from emu.cli import Interrupted
@@ -20,7 +21,7 @@ from emu.terminal import restore_terminal
 if TYPE_CHECKING:
     from emu.machine import Machine
 
-__all__ = ["booted", "log_to_stderr"]
+__all__ = ["booted", "log_to_stderr", "show", "stats_at_end"]
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -70,12 +71,28 @@ def _ending_signals() -> Iterator[_Signals]:
         raise Interrupted(signals.received)
 
 
+def show(stream: TextIO, data: bytes) -> None:
+    """Pass bytes on to one of our outputs, as they are and at once."""
+    stream.buffer.write(data)
+    stream.buffer.flush()
+
+
 @contextmanager
-def booted(options: GuestOptions, phases: Phases) -> Iterator[Machine]:
+def stats_at_end(machine: Machine, wanted: bool) -> Iterator[None]:
+    """Show a machine's statistics on standard error when the body of a `with` has ended, however it did."""
+    try:
+        yield
+    finally:
+        if wanted:
+            print(machine.stats().table(), file=sys.stderr)
+
+
+@contextmanager
+def booted(options: GuestOptions, phases: Phases, accounting: bool = False) -> Iterator[Machine]:
     """A machine with its guest loaded, closed at the end; raises `Interrupted` after a signal."""
     with _ending_signals() as signals:
         keywords = {field.name: getattr(options, field.name) for field in fields(options)}
-        with emu.boot("alpine", phases=phases, **keywords) as machine:
+        with emu.boot("alpine", phases=phases, accounting=accounting, **keywords) as machine:
             signals.machine = machine
             try:
                 yield machine

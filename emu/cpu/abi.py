@@ -38,7 +38,10 @@ def library_path() -> str:
     if not os.path.isdir(os.path.join(os.path.dirname(package), f"unicorn-{UNICORN_VERSION}.dist-info")):
         from importlib import metadata  # 25 ms, and only for a message
 
-        version = metadata.version("unicorn")
+        try:
+            version = metadata.version("unicorn")
+        except metadata.PackageNotFoundError:
+            version = "of no version"
         if version != UNICORN_VERSION:
             raise UnsupportedHost(f"unicorn {version} is installed, and is not known: {REMEDY}")
     return os.path.join(package, "lib", "libunicorn.so.2")

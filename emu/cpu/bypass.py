@@ -32,6 +32,11 @@ class Bypass:
             context.thr_port = self._port
             context.lsr_port = self._port + LSR_OFFSET
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no byte was taken since the last `take`."""
+        return not self._context.used
+
     def take(self) -> bytes:
         """The bytes taken since the last call, in order."""
         used = self._context.used

@@ -9,6 +9,7 @@ from functools import cache
 from emu.cpu.abi import REMEDY, UNICORN_VERSION
 from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_SCE, MSR_EFER, MSR_LSTAR, MSR_SFMASK, MSR_STAR
 from emu.cpu.cpu import Cpu
+from emu.cpu.entry import enter_flat_long_mode
 from emu.cpu.platform import Exit, Platform
 from emu.errors import UnsupportedHost
 
@@ -81,7 +82,7 @@ def check() -> None:
         for vector, handler in ((6, HANDLER), (VECTOR, HANDLER + 0x10)):
             ram[IDT + 16 * vector : IDT + 16 * vector + 8] = (0x8E00 << 32 | 0x10 << 16 | handler).to_bytes(8, "little")
         ram[0x510:0x520] = (0x00AF9B000000FFFF).to_bytes(8, "little") + (0x00CF93000000FFFF).to_bytes(8, "little")
-        cpu.enter_flat_long_mode(CODE, stack=0x8000, gdt=(0x500, 0x1F), idt=(IDT, 0xFFF))
+        enter_flat_long_mode(cpu, CODE, stack=0x8000, gdt=(0x500, 0x1F), idt=(IDT, 0xFFF))
         cpu.write_msr(MSR_EFER, EFER_LME | EFER_LMA | EFER_SCE)
         cpu.write_msr(MSR_STAR, 0x10 << 32)
         cpu.write_msr(MSR_LSTAR, KERNEL)

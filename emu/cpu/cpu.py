@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from emu.cpu import cpuid
 from emu.cpu.abi import address, ffi
@@ -15,8 +15,6 @@ from emu.cpu.constants import (
     CONTROL_TCG_BUFFER_SIZE,
     CONTROL_USE_EXITS,
     CPU_MODEL_QEMU64,
-    EFER_LMA,
-    EFER_LME,
     EXIT_CPUID,
     EXIT_MSR,
     EXIT_READ_CR8,
@@ -34,22 +32,16 @@ from emu.cpu.constants import (
     INTERRUPT_WINDOW,
     MODE_64,
     MSR_APIC_BASE,
-    MSR_EFER,
     MSR_TSC,
     MSRPM_SIZE,
     PERMISSION_ALL,
     PERMISSION_READ_WRITE,
-    REGISTER_CR0,
-    REGISTER_CR3,
-    REGISTER_CR4,
-    REGISTER_CS,
-    REGISTER_DS,
     REGISTER_EFLAGS,
-    REGISTER_ES,
-    REGISTER_GDTR,
-    REGISTER_IDTR,
+    REGISTER_FPCW,
+    REGISTER_FPTAG,
     REGISTER_MSR,
-    REGISTER_SS,
+    REGISTER_MXCSR,
+    RFLAGS_FIXED,
     RFLAGS_IF,
     VM_EXIT,
     VMCB_MSRPM_BASE,
@@ -60,22 +52,24 @@ from emu.cpu.kicker import Kicker
 from emu.cpu.layout import FEATURE_WORDS
 from emu.cpu.library import load
 from emu.cpu.platform import Exit, Platform
-from emu.cpu.registers import RAX, RCX, RDX, Registers
+from emu.cpu.registers import MASK_64, RAX, RCX, RDX, Registers
 from emu.errors import EmuError
-from emu.loader import BootState
-from hypercalls import GuestFault
+from hypercalls.call import GuestFault
+
+if TYPE_CHECKING:
+    from emu.cpu.state import CpuState, StateAccess
 
 PAGE_SHIFT = 12
 VMCB_SIZE = 0x4000                      # the control block's page, the MSR permission map, one page to spare
 TCG_BUFFER_BYTES = 256 << 20
 
+POWER_ON = (REGISTER_FPCW, 0x37F), (REGISTER_FPTAG, 0xFFFF), (REGISTER_MXCSR, 0x1F80)
+"""libunicorn zeroes these; as firmware leaves them (Intel SDM volume 3, table 9-1, and FNINIT)."""
+
 INJECT_INTERRUPT = 0x100                # what a VM exit's handler returns: vector | kind | error code << 32
 RAISE_EXCEPTION = 0x200
 
 _INTERCEPTS = (EXIT_VINTR, EXIT_CPUID, EXIT_MSR, EXIT_SHUTDOWN)
-
-_CR0_PG_ET_PE = 0x8000_0011
-_CR4_PAE = 1 << 5
 
 
 class Cpu:
@@ -98,8 +92,6 @@ class Cpu:
         self._shutdown = False
         self._keep: list[object] = []   # what libunicorn points at
         self.code_pages: mmap.mmap | None = None       # once the trap door is open: 1 where code was translated
-        self.msr_exits = 0
-        self.interrupts = 0
         self.ram_bytes = 0
         self._busy = threading.Lock()
         self._deadline_ns = 0
@@ -123,7 +115,9 @@ class Cpu:
         self._control(CONTROL_CPU_MODEL, CPU_MODEL_QEMU64)
         self._control(CONTROL_USE_EXITS, 1)         # none set: leaving a run would probe `until`, and clobber CR2
         self._control(CONTROL_TCG_BUFFER_SIZE, TCG_BUFFER_BYTES)
-        self._write_register(REGISTER_EFLAGS, 2)    # the first call makes the CPU
+        self.write_register(REGISTER_EFLAGS, RFLAGS_FIXED)     # the first call makes the CPU
+        for register, value in POWER_ON:
+            self.write_register(register, value)
         uc = address(self._uc)
         self._cpu = int(ffi.cast("uint64_t *", uc + layout.uc_cpu)[0])
         self._env = self._cpu + layout.env
@@ -193,9 +187,6 @@ class Cpu:
 
     def _control(self, control: int, value: int) -> None:
         self._check(self._api.uc_ctl(self._uc, control_write(control), ffi.cast("int", value)), f"control {control}")
-
-    def _write_register(self, register: int, value: int) -> None:
-        self._check(self._api.uc_reg_write(self._uc, register, ffi.new("uint64_t *", value)), f"register {register}")
 
     # -- memory ------------------------------------------------------------------------------------------------
 
@@ -280,38 +271,38 @@ class Cpu:
             raise ValueError(f"MSR {number:#x} has no bit in the first part of the permission map")
         self._msr_permissions[number // 4] |= 3 << number % 4 * 2
 
-    # -- state -------------------------------------------------------------------------------------------------
-
-    def enter_long_mode(self, state: BootState) -> None:
-        """Set the registers as Linux' 64-bit boot protocol wants them (Documentation/arch/x86/boot.rst)."""
-        self._enter(state.rip, state.rsp, (state.gdt_base, state.gdt_limit), state.cr3)
-        self.registers.rsi = state.rsi
-
-    def enter_flat_long_mode(self, rip: int, stack: int, gdt: tuple[int, int], idt: tuple[int, int]) -> None:
-        """64-bit code without paging, which no real CPU has: for programs of a few instructions.
+    def intercept_syscalls(self, answers: Mapping[int, Callable[[], int | None]]) -> None:
+        """Answer system calls of 64-bit programs in ring 3; call once.
 
         Args:
-            rip, stack: physical addresses to start with.
-            gdt, idt: base and limit; selectors 0x10 and 0x18 are flat code and data.
+            answers: by number, 0 to 511, what returns RAX, or None if the guest's kernel is to do the call.
         """
-        self._enter(rip, stack, gdt, None)
-        self._write_table(REGISTER_IDTR, idt)
+        general, context = self._general, self.context
 
-    def _enter(self, rip: int, stack: int, gdt: tuple[int, int], cr3: int | None) -> None:
-        if cr3 is not None:
-            self.write_msr(MSR_EFER, EFER_LME | EFER_LMA)
-            self._write_register(REGISTER_CR4, _CR4_PAE)
-            self._write_register(REGISTER_CR3, cr3)
-            self._write_register(REGISTER_CR0, _CR0_PG_ET_PE)
-        self._write_table(REGISTER_GDTR, gdt)
-        for register in (REGISTER_DS, REGISTER_ES, REGISTER_SS):
-            self._write_register(register, 0x18)
-        self._write_register(REGISTER_CS, 0x10)
-        self._write_register(REGISTER_EFLAGS, 2)
-        self.registers.rip, self.registers.rsp = rip, stack
-        self._hflags[0] |= HF_GUEST
+        def on_syscall(number: int) -> int:
+            result = answers[number]()
+            if result is None:
+                return 0
+            general[RAX] = result & MASK_64
+            return 1
 
-    def _write_table(self, register: int, table: tuple[int, int]) -> None:
+        callback = ffi.callback("uint32_t(uint64_t)", on_syscall, onerror=self._on_error)
+        self._keep.append(callback)
+        context.syscall = address(callback)
+        for number in answers:
+            context.intercepted_numbers[number // 64] |= 1 << number % 64
+        context.intercepting = 1
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def write_register(self, register: int, value: int) -> None:
+        """Set a register by its number in libunicorn's API."""
+        self._check(self._api.uc_reg_write(self._uc, register, ffi.new("uint64_t *", value)), f"register {register}")
+
+    def write_table(self, register: int, table: tuple[int, int]) -> None:
+        """Set GDTR or IDTR to a base and a limit."""
         value = ffi.new("struct descriptor_table *", (0, *table, 0))
         self._check(self._api.uc_reg_write(self._uc, register, value), f"register {register}")
 
@@ -328,7 +319,44 @@ class Cpu:
 
     def tsc(self) -> int:
         """What RDTSC would read in the guest now."""
-        return int(self._api.cpu_get_ticks_x86_64() + self._tsc_offset[0])
+        return int(self._api.cpu_get_ticks_x86_64() + self._tsc_offset[0]) & MASK_64
+
+    def set_tsc(self, value: int) -> None:
+        """Have RDTSC go on from `value`."""
+        self._tsc_offset[0] = ffi.cast("int64_t", value - self._api.cpu_get_ticks_x86_64())
+
+    @property
+    def halted(self) -> bool:
+        """Whether the last run ended with HLT; the next one goes on behind it."""
+        return bool(self._halted[0])
+
+    def save(self) -> CpuState:
+        """All of the CPU that a guest can see.
+
+        Raises:
+            EmuError: it is running, closed, or has shut down.
+        """
+        if self._shutdown:
+            raise EmuError("the CPU has shut down (triple fault)")
+        return self._state_access().read(self.tsc())
+
+    def restore(self, state: CpuState) -> None:
+        """Become what another CPU was, with the same memory, and go on from there; the TSC too goes on from there.
+
+        Raises:
+            ValueError: no CPU of this kind can be in that state; nothing has changed.
+            EmuError: it is running, or closed.
+        """
+        self._state_access().write(state)
+        self.set_tsc(state.tsc)
+        self._shutdown = False
+
+    def _state_access(self) -> StateAccess:
+        from emu.cpu.state import StateAccess  # only snapshots need it
+
+        if self._busy.locked() or self._uc is None:
+            raise EmuError("the machine is closed" if self._uc is None else "the machine is running")
+        return StateAccess(self._library, self._uc, self._cpu, self.registers)
 
     @property
     def interrupts_enabled(self) -> bool:
@@ -397,7 +425,6 @@ class Cpu:
         code = number - VM_EXIT
         if code == EXIT_VINTR:
             vector = self._platform.acknowledge()
-            self.interrupts += 1
             return 0 if vector is None else INJECT_INTERRUPT | vector
         try:
             if code == EXIT_MSR:
@@ -415,7 +442,6 @@ class Cpu:
         return 0
 
     def _msr(self) -> None:
-        self.msr_exits += 1
         general = self._general
         number = general[RCX] & 0xFFFF_FFFF
         if self._error_code[0]:                     # 1 is WRMSR

@@ -24,6 +24,7 @@ LIBUNICORN = """
     int64_t cpu_get_ticks_x86_64(void);
     uint64_t helper_cc_compute_all_x86_64(uint64_t dst, uint64_t src1, uint64_t src2, int op);
     void tb_invalidate_phys_range_x86_64(void *uc, uint64_t start, uint64_t end);
+    void cpu_x86_update_dr7_x86_64(void *env, uint32_t value);
 """
 
 LIBC = """
@@ -55,7 +56,8 @@ CONTEXT = """
         uint64_t port_out;                      // 0x20: Python: OUT
         uint64_t buffer;                        // 0x28: bytes taken by the putchar bypass
         uint32_t used, capacity;                // 0x30, 0x34
-        uint32_t thr_port, lsr_port, lsr, pad;  // 0x38: NO_PORT while disarmed
+        uint32_t thr_port, lsr_port, lsr;       // 0x38: NO_PORT while disarmed
+        uint32_t intercepting;                  // 0x44: not 0: `syscall` answers some system calls
         uint64_t exceptions;                    // 0x48: events counted by the machine code
         uint64_t undefined;                     // 0x50
         uint64_t syscalls;                      // 0x58
@@ -67,6 +69,9 @@ CONTEXT = """
         uint64_t code_pages;                    // 0xc0: a byte a page of RAM, 1 where code was translated from it
         uint64_t low_bytes;                     // 0xc8: RAM at guest-physical 0, the first of ram_bytes
         uint64_t exit_label;                    // 0xd0: of the block being translated: where its exit check jumps to
+        uint64_t intercepted;                   // 0xd8: system calls that never reached the guest's kernel
+        uint64_t syscall;                       // 0xe0: Python: uint32_t(uint64_t number); 1: answered, RAX is set
+        uint64_t intercepted_numbers[8];        // 0xe8: a bit for each number it is asked for
     };
 """
 """The block of memory that a CPU's machine code shares with Python; `thunks.lst` names its fields by these offsets."""

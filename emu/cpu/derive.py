@@ -23,19 +23,28 @@ from emu.cpu.constants import (
     MODE_64,
     MSR_CSTAR,
     MSR_EFER,
+    MSR_FS_BASE,
+    MSR_GS_BASE,
     MSR_LSTAR,
     MSR_SFMASK,
     MSR_STAR,
     REGISTER_CR3,
+    REGISTER_DR0,
+    REGISTER_FP0,
+    REGISTER_FPCW,
     REGISTER_MSR,
+    REGISTER_MXCSR,
     REGISTER_RIP,
+    REGISTER_XMM0,
     X86,
     control_write,
 )
 from emu.cpu.layout import Layout, build_id
 
 CPU_STATE_BYTES = 0x4000
+MSR_RANGES = range(0x2000), range(0xC000_0000, 0xC000_2000), range(0xC001_0000, 0xC001_2000)
 TABLES = (".dynstr", ".dynsym", ".rela.dyn", ".rela.plt")
+WORDS = struct.Struct(f"<{CPU_STATE_BYTES // 8}Q")
 SYMBOL = struct.Struct("<IBBHQQ")       # Elf64_Sym: name, info, other, section, value, size
 RELOCATION = struct.Struct("<QQq")      # Elf64_Rela: offset, symbol << 32 | type, addend
 R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT = 1, 6, 7
@@ -59,6 +68,7 @@ REPLACED_HELPERS = {
     "SYSENTER": "helper_sysenter_x86_64",
     "WRITE_CONTROL": "helper_write_crN_x86_64",
     "READ_CONTROL": "helper_read_crN_x86_64",
+    "READ_FLAGS": "helper_read_eflags_x86_64",
 }
 """Called by translated code, from the code generator's table of helpers."""
 
@@ -67,6 +77,7 @@ REPLACED_POINTERS = {
     "SYSENTER": "helper_sysenter_x86_64",
     "WRITE_CONTROL": "helper_write_crN_x86_64",
     "READ_CONTROL": "helper_read_crN_x86_64",
+    "READ_FLAGS": "helper_read_eflags_x86_64",
 }
 """Taken as an address: by the CPU's class, by the translator."""
 
@@ -115,7 +126,7 @@ class Witness:
         self.env = ffi.cast("char *", ffi.cast("uint64_t *", abi.address(self.uc) + uc_cpu)[0] + env)
 
     def write(self, register: int, value: int) -> None:
-        self.library.uc_reg_write(self.uc, register, ffi.new("uint64_t *", value))
+        self.library.uc_reg_write(self.uc, register, ffi.new("uint64_t[2]", (value, 0)))     # none is wider
 
     def state(self) -> bytes:
         return bytes(ffi.buffer(self.env, CPU_STATE_BYTES))
@@ -126,10 +137,45 @@ class Witness:
         self.write(register, 0)
         return at
 
+    def register_16(self, register: int) -> int:
+        self.write(register, 0)
+        before = self.state()
+        self.write(register, 0x7F7F)
+        pairs = zip(before, self.state(), strict=True)
+        at = next(i for i, (old, new) in enumerate(pairs) if (old, new) == (0, 0x7F))
+        self.write(register, 0)
+        return at
+
     def msr(self, number: int, value: int | None = None) -> int:
         value = 0x5A5A << 32 | number if value is None else value
         self.library.uc_reg_write(self.uc, REGISTER_MSR, ffi.new("struct msr *", (number, value)))
         return self.state().index(struct.pack("<Q", value))
+
+    def kept_msrs(self) -> tuple[tuple[int, int, int], ...]:
+        """(first number, count, offset) of all MSRs that change the state when they are written."""
+        runs: list[tuple[int, int, int]] = []
+        for number in (number for numbers in MSR_RANGES for number in numbers):
+            if number in (MSR_EFER, MSR_FS_BASE, MSR_GS_BASE):
+                continue
+            found = self._msr_word(number)
+            if found is None:
+                continue
+            first, count, offset = runs[-1] if runs else (0, 0, 0)
+            if runs and (number, found) == (first + count, offset + 8 * count):
+                runs[-1] = first, count + 1, offset
+            else:
+                runs.append((number, 1, found))
+        return tuple(runs)
+
+    def _msr_word(self, number: int) -> int | None:
+        states = []
+        for value in 0, (1 << 64) - 1:
+            self.library.uc_reg_write(self.uc, REGISTER_MSR, ffi.new("struct msr *", (number, value)))
+            states.append(self.state())
+        if states[0] == states[1]:
+            return None
+        bits = [clear ^ set_ for clear, set_ in zip(*map(WORDS.unpack, states), strict=True)]
+        return 8 * max(range(len(bits)), key=lambda i: bits[i].bit_count())     # some change a hidden flag too
 
 
 def derive(path: str) -> Layout:
@@ -172,6 +218,10 @@ def derive(path: str) -> Layout:
         segs=(svm[0][1] & ~3) + 8,
         cr=cr3 - 3 * 8,
         efer=witness.msr(MSR_EFER, 0xD01),
+        fpstt=witness.register_16(REGISTER_FPCW) - 6,
+        fpregs=witness.register_16(REGISTER_FP0),
+        mxcsr=witness.register_16(REGISTER_MXCSR),
+        xmm=witness.register_16(REGISTER_XMM0),
         star=star,
         lstar=witness.msr(MSR_LSTAR),
         cstar=witness.msr(MSR_CSTAR),
@@ -179,10 +229,12 @@ def derive(path: str) -> Layout:
         vm_vmcb=intercept - 16,
         tsc_offset=intercept - 8,
         intercept=intercept,
+        dr=witness.register(REGISTER_DR0),
         cpuid_version=vendor + 12,
         cpuid_features=vendor + 16,
         tcg_uc=functions.displacements("check_exit_request")[0][1],
         tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
+        msrs=witness.kept_msrs(),
         **_link_addresses(path),
     )
 
@@ -213,10 +265,11 @@ def _link_addresses(path: str) -> dict[str, Any]:
     return {"uc_emu_stop": symbols[names.index("uc_emu_stop")][4], "slots": tuple(slots)}
 
 
-def _literal(value: int | tuple[tuple[str, int], ...]) -> str:
-    if isinstance(value, tuple):
-        return "(\n" + "".join(f'            ("{thunk}", {offset:#x}),\n' for thunk, offset in value) + "        )"
-    return f"{value:#x}"
+def _literal(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:#x}"
+    rows = (", ".join(f'"{item}"' if isinstance(item, str) else f"{item:#x}" for item in row) for row in value)
+    return "(\n" + "".join(f"            ({row}),\n" for row in rows) + "        )"
 
 
 def main() -> None:

@@ -37,9 +37,15 @@ class Layout:
     cc_op: int
     df: int
     hflags: int
-    segs: int                   # ES, CS, SS, DS, FS, GS: selector u32, base u64 at 8, limit u32 at 16, flags u32 at 20
+    segs: int                   # ES, CS, SS, DS, FS, GS: selector u32, base u64 at 8, limit u32 at 16, flags u32 at 20;
+                                # and so LDTR, TR, GDTR, IDTR
     cr: int                     # CR0 to CR8, u64 each
     efer: int
+    fpstt: int                  # top of the x87 stack u32, status u16 at 4, control u16 at 6, 8 tags u8 at 8
+    fpregs: int                 # R0 to R7, 16 bytes each; at 128 opcode, CS, DS u16, at 136 the instruction's address,
+                                # at 144 its operand's
+    mxcsr: int
+    xmm: int                    # 64 bytes each
     star: int
     lstar: int
     cstar: int
@@ -47,17 +53,24 @@ class Layout:
     vm_vmcb: int
     tsc_offset: int
     intercept: int
+    dr: int                     # DR0 to DR7, u64 each
     cpuid_version: int
     cpuid_features: int         # u64 each, in the order of FEATURE_WORDS
     tcg_uc: int                 # from tcg, QEMU's TCGContext: pointer to uc
     tcg_cpu_env: int            # from tcg: what stands for env in generated code
     uc_emu_stop: int            # from the library's start: tells where it was loaded
     slots: tuple[tuple[str, int], ...]  # our thunk, and where the address it replaces stands, from the library's start
+    msrs: tuple[tuple[int, int, int], ...]      # first number, count, offset in env: u64 each; all but EFER and bases
 
     @property
     def exception_index(self) -> int:
         """Offset of the pending exception's number in cpu."""
         return self.halted + 8
+
+    @property
+    def hflags2(self) -> int:
+        """Offset of more hidden flags in env."""
+        return self.hflags + 4
 
     @property
     def env_opaque(self) -> int:
@@ -122,6 +135,10 @@ KNOWN_BUILDS: dict[str, Layout] = {
         segs=0xb8,
         cr=0x1a8,
         efer=0x250,
+        fpstt=0x25c,
+        fpregs=0x270,
+        mxcsr=0x330,
+        xmm=0x338,
         star=0x12d8,
         lstar=0x12e8,
         cstar=0x12f0,
@@ -129,6 +146,7 @@ KNOWN_BUILDS: dict[str, Layout] = {
         vm_vmcb=0x1580,
         tsc_offset=0x1588,
         intercept=0x1590,
+        dr=0x1518,
         cpuid_version=0x15fc,
         cpuid_features=0x1600,
         tcg_uc=0x9970,
@@ -143,6 +161,7 @@ KNOWN_BUILDS: dict[str, Layout] = {
             ("LOAD_PHYSICAL_64", 0x14c4350),
             ("RESET_DIRTY_BY_ADDRESS", 0x14c67f8),
             ("GENERATE_EXIT", 0x14c7be8),
+            ("READ_FLAGS", 0x142e9f8),
             ("READ_CONTROL", 0x142ed40),
             ("WRITE_CONTROL", 0x142ed58),
             ("SYSENTER", 0x142ede8),
@@ -150,10 +169,30 @@ KNOWN_BUILDS: dict[str, Layout] = {
             ("STORE_16", 0x14336c8),
             ("STORE_32", 0x14336d0),
             ("STORE_64", 0x14336d8),
+            ("READ_FLAGS", 0x14ac248),
             ("READ_CONTROL", 0x14acf48),
             ("WRITE_CONTROL", 0x14b1318),
             ("SYSENTER", 0x14a38a0),
             ("DEBUG_EXCEPTION", 0x14b3480),
+        ),
+        msrs=(
+            (0x174, 0x3, 0x12c0),
+            (0x17a, 0x1, 0x1330),
+            (0x17b, 0x1, 0x19d8),
+            (0x1a0, 0x1, 0x1338),
+            (0x200, 0x10, 0x1910),
+            (0x250, 0x1, 0x18b0),
+            (0x258, 0x2, 0x18b8),
+            (0x268, 0x8, 0x18c8),
+            (0x277, 0x1, 0x14a0),
+            (0x2ff, 0x1, 0x1908),
+            (0x400, 0x28, 0x19e8),
+            (0xd90, 0x1, 0x248),
+            (0xc0000081, 0x1, 0x12d8),
+            (0xc0000082, 0x3, 0x12e8),
+            (0xc0000102, 0x1, 0x1300),
+            (0xc0000103, 0x1, 0x1320),
+            (0xc0010117, 0x1, 0x12e0),
         ),
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from emu.cpu.abi import ffi
-from emu.cpu.constants import HF_CPL
+from emu.cpu.constants import HF_CPL, HF_CS32, HF_CS64
 from emu.cpu.layout import SEGMENT_SIZE, Layout
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
@@ -89,6 +89,12 @@ class Registers:
         return int(self._hflags[0] & HF_CPL)
 
     @property
+    def code_bits(self) -> int:
+        """16, 32 or 64: the kind of code that the CPU is in."""
+        hflags = self._hflags[0]
+        return 64 if hflags & HF_CS64 else 32 if hflags & HF_CS32 else 16
+
+    @property
     def efer(self) -> int:
         """EFER."""
         return int(self._efer[0])
@@ -97,11 +103,31 @@ class Registers:
         """Control register 0, 2, 3, 4 or 8."""
         return int(self._cr[number])
 
+    @property
+    def paging(self) -> tuple[int, int, int, int]:
+        """CR0, CR3, CR4 and EFER, which decide how addresses are translated."""
+        cr = self._cr
+        return cr[0], cr[3], cr[4], self._efer[0]
+
+    @property
+    def syscall_arguments(self) -> tuple[int, int, int, int, int, int]:
+        """RDI, RSI, RDX, R10, R8 and R9 (System V ABI, AMD64 supplement, A.2.1)."""
+        _, _, rdx, _, _, _, rsi, rdi, r8, r9, r10 = ffi.unpack(self.general, 11)
+        return rdi, rsi, rdx, r10, r8, r9
+
     def segment(self, name: str) -> tuple[int, int, int, int]:
         """(selector, base, limit, attributes) of a segment register."""
+        words, base = self._segment(name)
+        return int(words[0]), int(base[0]), int(words[4]), int(words[5])
+
+    def set_segment(self, name: str, selector: int, base: int, limit: int, attributes: int) -> None:
+        """Set a segment register with its hidden part; a code segment's width and privilege are not looked at."""
+        words, place = self._segment(name)
+        words[0], place[0], words[4], words[5] = selector, base, limit, attributes
+
+    def _segment(self, name: str) -> tuple[Any, Any]:
         at = self._segments + SEGMENT_SIZE * SEGMENTS.index(name)
-        words = ffi.cast("uint32_t *", at)
-        return int(words[0]), int(ffi.cast("uint64_t *", at + 8)[0]), int(words[4]), int(words[5])
+        return ffi.cast("uint32_t *", at), ffi.cast("uint64_t *", at + 8)
 
     def dump(self) -> dict[str, int]:
         """All of them by name, for a report."""

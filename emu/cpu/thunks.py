@@ -17,10 +17,15 @@ _PLACEHOLDER = re.compile(r"<(\w+):(\d)>")
 
 
 def read_listing() -> dict[str, list[str]]:
-    """The listing's instruction lines by routine, in order."""
+    """The routines of `thunks.lst`."""
+    return listed_routines(resources.files(__package__).joinpath(LISTING).read_text())
+
+
+def listed_routines(text: str) -> dict[str, list[str]]:
+    """A listing's instruction lines by routine, in order."""
     routines: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in resources.files(__package__).joinpath(LISTING).read_text().splitlines():
+    for line in text.splitlines():
         if line.startswith("["):
             lines = routines[line.strip("[]")] = []
         elif line.startswith("  "):

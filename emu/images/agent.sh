@@ -5,6 +5,8 @@
 # On the control port, a line each:     from the host                   to the host
 #                                       slot NUMBER OUT ERR TOKEN       hello VERSION
 #                                       kill NUMBER
+#                                       resume                          resumed
+# After a restore the host asks to resume: the clock, mounts and configuration are set right, and commands wait for it.
 # A slot runs one command at a time. The port OUT carries requests to it and the command's output from it, ERR the
 # command's input and its errors. Requests:     l LINES INPUT           the command in so many lines
 #                                               b BYTES INPUT           or in so many bytes
@@ -19,6 +21,7 @@
 # process group, but for SIGKILL; a session for each command would cost one more program started.
 
 name=emu.agent
+emu=${0%/*}             # this package's files
 directory=/run/emu-channel
 cgroup=$directory/cgroup/emu
 longest=100000          # bytes of a command that can be an argument
@@ -53,6 +56,7 @@ serve() {
             case $word in
             slot) setsid setsid sh "$0" "$number" "${device%p*}p$out" "${device%p*}p$err" "$token" 9>&-;;
             kill) end "$number";;
+            resume) . "$emu/resume"; echo resumed >&9;;
             esac
         done
         sleep 1
@@ -170,6 +174,7 @@ run() {
 
 start() {
     cd "$HOME" || cd /
+    [ -e /run/emu/config/environment ] && . "$emu/environment"
     echo 0 >/proc/self/oom_score_adj
     exec >&5 2>&6 3>&- 4>&- 5>&- 6>&-
     exec sh $option "$command"

@@ -22,5 +22,7 @@ load_drivers() {
         pci:v00001AF4d00001053* | pci:v00001AF4d00001012* | virtio:d00000013*) set -- "$@" vmw_vsock_virtio_transport ;;
         esac
     done
+    # msr: hypercalls, which a guest that is restored needs at once.
+    [ $# -gt 0 ] && set -- "$@" msr
     [ $# -gt 0 ] && [ -d /lib/modules ] && modprobe -a virtio_pci "$@" 2>/dev/null
 }

@@ -9,14 +9,19 @@ import stat
 from pathlib import Path
 
 from emu.images.cpio import Entry
+from emu.images.resume import resume_program
 
 __all__ = ["DEVICES", "DIRECTORY", "INIT_SCRIPT", "LINK", "own_files", "program", "scripts"]
 
 INIT_SCRIPT = Path(__file__).with_name("init.sh")
 
-SOURCED = {"drivers": "drivers.sh", "environment": "environment.sh", "shrc": "shrc.sh", "agent": "agent.sh"}
+SOURCED = {
+    "drivers": "drivers.sh", "environment": "environment.sh", "shrc": "shrc.sh", "agent": "agent.sh",
+    "resume": "resume.sh",
+}
 POWER = "power.sh"
 POWER_NAMES = ("poweroff", "reboot", "halt")
+HYPERCALLS = "pv.sh"
 
 DIRECTORY = stat.S_IFDIR | 0o755
 FILE = stat.S_IFREG | 0o644
@@ -39,7 +44,8 @@ DEVICE_DIRECTORIES = ("pts", "shm")
 
 def scripts() -> bytes:
     """All that these files are made of: for the key of what holds them in a cache."""
-    paths = sorted(Path(__file__).parent.glob("*.sh"))
+    here = Path(__file__).parent
+    paths = sorted([*here.glob("*.sh"), *here.glob("*.lst")])
     return b"\0".join(part for path in paths for part in (path.name.encode(), path.read_bytes()))
 
 
@@ -53,6 +59,8 @@ def own_files(directory: str) -> list[Entry]:
     first, *others = POWER_NAMES
     entries.append(program(f"{directory}/bin/{first}", (here / POWER).read_bytes()))
     entries += [Entry(f"{directory}/bin/{name}", LINK, first.encode()) for name in others]
+    entries.append(program(f"{directory}/bin/pv", (here / HYPERCALLS).read_bytes()))
+    entries.append(program(f"{directory}/bin/resume", resume_program()))
     entries.append(Entry(f"{directory}/dev", DIRECTORY))
     entries += [Entry(f"{directory}/dev/{name}", DIRECTORY) for name in DEVICE_DIRECTORIES]
     entries += [Entry(f"{directory}/dev/{name}", LINK, target) for name, target in DEVICE_LINKS.items()]

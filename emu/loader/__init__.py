@@ -9,14 +9,17 @@ __all__ = ["BootState"]
 
 @dataclass(frozen=True)
 class BootState:
-    """The registers a loaded kernel starts with: long mode, paging on, CS = 0x10, DS = ES = SS = 0x18, all flat.
+    """The registers a loaded kernel starts with: CS = 0x10, the data segments 0x18, all flat; interrupts are off.
 
-    `cr3`, `gdt_base`, `rsi` and `rsp` are guest-physical addresses; `gdt_limit` is the limit as LGDT takes it.
+    `rip` and `rsp` are what their names say; `gdt_base` and `cr3` are guest-physical addresses, `gdt_limit` the limit
+    as LGDT takes it. With page tables the CPU is in long mode; without, `cr3` None, in 32-bit protected mode.
     """
 
     rip: int
     rsi: int
     rsp: int
-    cr3: int
+    cr3: int | None
     gdt_base: int
     gdt_limit: int
+    rax: int = 0
+    rbx: int = 0

@@ -1,7 +1,8 @@
-"""The segments and the physical entry point of a 64-bit ELF kernel (ELF-64 object file format, version 1.5)."""
+"""The segments and the physical entry point of an ELF kernel (ELF-64 object file format 1.5; ELF 1.2 for 32 bits)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
@@ -22,18 +23,19 @@ class Segment(NamedTuple):
 
 
 class ElfKernel(NamedTuple):
-    """Segments in order of address, and the guest-physical address to start at in 64-bit mode."""
+    """Segments in order of address, and the guest-physical address to start at."""
 
     segments: list[Segment]
     entry: int
 
 
-def parse_elf(image: bytes | memoryview, what: str) -> ElfKernel:
-    """Read the loadable segments of an x86-64 ELF executable.
+def parse_elf(image: bytes | memoryview, what: str, widths: Sequence[int] = (64,)) -> ElfKernel:
+    """Read the loadable segments of an x86 ELF executable.
 
     Args:
         image: the whole file.
         what: names the input in error messages.
+        widths: which executables can be started: 64-bit ones, or 32-bit ones too.
 
     Raises:
         BadImage: not ELF, for another processor, or its program headers make no sense.
@@ -45,7 +47,7 @@ def parse_elf(image: bytes | memoryview, what: str) -> ElfKernel:
     try:
         # BytesIO shares a bytes object: the image is not copied.
         elf = ELFFile(BytesIO(image))
-        _check_machine(elf, what)
+        _check_machine(elf, what, widths)
         headers = [elf.get_segment(number).header for number in range(elf.num_segments())]
         fields = ("p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz")
         loads = [
@@ -59,11 +61,11 @@ def parse_elf(image: bytes | memoryview, what: str) -> ElfKernel:
     return ElfKernel(_segments(loads, memoryview(image), what), _physical_entry(entry, loads, what))
 
 
-def _check_machine(elf: object, what: str) -> None:
-    machine = elf["e_machine"]  # type: ignore[index]
-    if machine == "EM_386" or elf.elfclass == 32:  # type: ignore[attr-defined]
+def _check_machine(elf: object, what: str, widths: Sequence[int]) -> None:
+    machine, width = elf["e_machine"], elf.elfclass  # type: ignore[index, attr-defined]
+    if (machine == "EM_386" or width == 32) and 32 not in widths:
         raise BadImage(f"{what} is a 32-bit kernel; this machine starts 64-bit ones")
-    if machine != "EM_X86_64":
+    if (machine, width) not in (("EM_386", 32), ("EM_X86_64", 64)):
         name = str(machine).removeprefix("EM_").lower()
         raise BadImage(f"{what} is a kernel for another processor ({name}); this machine is x86-64")
     if elf["e_type"] not in ("ET_EXEC", "ET_DYN"):  # type: ignore[index]

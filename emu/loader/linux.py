@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Protocol
 
 from emu.errors import BadImage
 from emu.loader import BootState
 from emu.loader.bzimage import HEADER_START
 from emu.loader.kernel import Kernel
+from emu.loader.memory_map import EBDA, HIGH_MEMORY, Memory, memory_map
 
-__all__ = ["BOARD_SETTINGS", "THROW_AWAY_SETTINGS", "Memory", "command_line", "load_linux"]
+__all__ = ["BOARD_SETTINGS", "THROW_AWAY_SETTINGS", "command_line", "load_linux"]
 
 # The board's console; and a panic ends the machine at once, where real hardware would wait for somebody to read the
 # screen.
@@ -32,11 +32,6 @@ PML4 = 0x9000
 PDPT = 0xA000
 PAGE_DIRECTORIES = 0xB000
 COMMAND_LINE = 0x20000
-EBDA = 0x9FC00
-LOW_END = 0xA0000
-BIOS = 0xF0000
-HIGH_MEMORY = 0x100000
-ABOVE_4G = 1 << 32
 
 # Zero page (struct boot_params)
 ACPI_RSDP_ADDR = 0x070
@@ -49,7 +44,6 @@ E820_TABLE = 0x2D0
 VID_MODE = 0x1FA
 LOADER_UNKNOWN = 0xFF
 VIDEO_NORMAL = 0xFFFF
-E820_RAM, E820_RESERVED = 1, 2
 
 PAGE = 4096
 ARCHIVE_ALIGNMENT = 4           # Linux skips zeroes between archives
@@ -60,19 +54,6 @@ LARGE = 0x80
 
 # Selectors 0x10 and 0x18, as the protocol asks: flat 64-bit code, flat data; accessed already.
 GDT_ENTRIES = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
-
-
-class Memory(Protocol):
-    """What the loader needs of guest memory; sizes in bytes."""
-
-    low_size: int
-    high_size: int
-
-    def write(self, gpa: int, data: bytes | memoryview, /) -> None:
-        """Write `data` at guest-physical `gpa`."""
-
-    def view(self, gpa: int, size: int, /) -> memoryview:
-        """A writable view of `size` bytes at guest-physical `gpa`."""
 
 
 def command_line(extra: str | None = None, replace: str | None = None, as_shipped: bool = False) -> str:
@@ -175,15 +156,7 @@ def _aligned(size: int, alignment: int) -> int:
 
 
 def _put_memory_map(memory: Memory, page: bytearray) -> None:
-    """A BIOS-like map: the ACPI tables lie in the reserved BIOS area."""
-    regions = [
-        (0, EBDA, E820_RAM),
-        (EBDA, LOW_END - EBDA, E820_RESERVED),
-        (BIOS, HIGH_MEMORY - BIOS, E820_RESERVED),
-        (HIGH_MEMORY, memory.low_size - HIGH_MEMORY, E820_RAM),
-    ]
-    if memory.high_size:
-        regions.append((ABOVE_4G, memory.high_size, E820_RAM))
+    regions = memory_map(memory)
     for number, region in enumerate(regions):
         struct.pack_into("<QQI", page, E820_TABLE + 20 * number, *region)
     page[E820_ENTRIES] = len(regions)

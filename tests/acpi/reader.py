@@ -16,9 +16,11 @@ class Node:
     Attributes:
         names: what Name() put there; integers, strings, buffers as bytes, packages as lists.
         nodes: scopes and devices in it.
+        methods: the bodies of methods, as AML.
     """
 
     names: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, bytes] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
 
 
@@ -92,6 +94,11 @@ class Reader:
                 path = self.path()
                 assert path not in node.names
                 node.names[path] = self.value()
+                continue
+            if op == 0x14:
+                inner_end, path = self.package_end(), self.path()
+                assert self.byte() == 0, "a method with arguments, or serialized"
+                node.methods[path] = self.take(inner_end - self.position)
                 continue
             if op == 0x5B:
                 op = self.byte()

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.acpi_pm import SLEEP_TYPE_S5, AcpiPm
-from emu.acpi.tables import RSDP_ADDRESS, AcpiConfig, build_tables, gsi_of
+from devices.acpi_pm import GPE_GENERATION, SLEEP_TYPE_S5, AcpiPm
+from emu.acpi.tables import GENERATION_ID, GENERATION_ID_SIZE, RSDP_ADDRESS, AcpiConfig, build_tables, gsi_of
 from tests.acpi.reader import Node, Reader, resources
 
 PLAIN = AcpiConfig(pci_memory=(0xC000_0000, 0x3D00_0000))
@@ -185,11 +185,24 @@ def eisa_id(packed: int) -> str:
     return "".join(chr(0x40 + (swapped >> shift & 31)) for shift in (26, 21, 16)) + f"{swapped & 0xFFFF:04X}"
 
 
+@CONFIGS
+def test_generation_id_is_announced_and_lies_beyond_the_tables(config: AcpiConfig) -> None:
+    namespace = Firmware(config).namespace()
+    node = namespace.nodes["_SB_"].nodes["VGEN"]
+    assert node.names["_CID"] == "VMGENCTR"         # what Linux' drivers/virt/vmgenid.c looks for
+    low, high = node.names["ADDR"]
+    assert high << 32 | low == GENERATION_ID and GENERATION_ID % 8 == 0
+    assert max(address + len(table) for address, table in build_tables(config)) <= GENERATION_ID
+    assert GENERATION_ID + GENERATION_ID_SIZE <= BIOS_END
+    notify_0x80 = b"\x86\x5c\x2e_SB_VGEN\x0a\x80"
+    assert namespace.nodes["_GPE"].methods == {f"_E{GPE_GENERATION:02X}": notify_0x80}
+
+
 def test_isa_devices_have_their_ports_and_interrupts() -> None:
     devices = Firmware(PLAIN).namespace().nodes["_SB_"].nodes
     found = {
         name: (eisa_id(node.names["_HID"]), resources(node.names["_CRS"]))
-        for name, node in devices.items() if name not in ("CPU0", "PCI0")
+        for name, node in devices.items() if name not in ("CPU0", "PCI0", "VGEN")
     }
     assert found == {
         "RTC_": ("PNP0B00", [("io", 0x70, 0x70, 2), ("irq", 1 << 8)]),

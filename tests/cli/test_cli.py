@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from emu.cli.options import Size
 from emu.errors import BadImage, GuestError, GuestTimeout, UnsupportedHost
 from emu.fittings import DiskImage, Share
 from emu.guest import Result, SerialShell
+from emu.stats import BUCKETS, ExitRow, ExitStats, Kind
 from tests.shell_on_pty import ShellOnPty
 
 SHELL = ("/bin/sh", "-i")
@@ -31,6 +33,7 @@ class FakeMachine(ShellOnPty):
     def __init__(self, home: Path) -> None:
         super().__init__(SHELL, home)
         self.shell = SerialShell(self.console)
+        self.asked = 0
         self.wait_prompt = self.wait_ready = self.shell.wait_prompt
 
     def run(
@@ -44,6 +47,13 @@ class FakeMachine(ShellOnPty):
     @property
     def panic(self) -> str | None:
         return self.console.panics.line
+
+    def stats(self) -> ExitStats:
+        """One call of a hypercall of a millisecond since the last time this was asked."""
+        self.asked += 1
+        histogram = (*[0] * 20, self.asked, *[0] * (BUCKETS - 21))
+        row = ExitRow(Kind.WRMSR, "PV_TEST", self.asked, self.asked * 1_000_000, 1_000_000, histogram)
+        return ExitStats((row,), *(self.asked * ns for ns in (8_000_000, 4_000_000, 2_000_000)), True)
 
     def request_stop(self) -> None:
         self.stopped = True
@@ -83,8 +93,16 @@ def test_options_reach_the_boot(booted: list[dict[str, Any]], tmp_path: Path) ->
     assert call == {
         "guest": "alpine", "memory": 1 << 30, "kernel": "cloud", "root": tmp_path, "initrd": None,
         "append": "a b", "cmdline": None, "as_shipped": True, "modules": None, "root_over": "initramfs",
-        "shares": {}, "disks": (), "vsock": False, "config": None, "console": "ttyS0",
+        "shares": {}, "disks": (), "vsock": False, "config": None, "console": "ttyS0", "accounting": False,
+        "hypercalls": (), "files": None, "syscalls": (),
     }  # fmt: skip
+
+
+def test_handlers_reach_the_boot_in_order(booted: list[dict[str, Any]]) -> None:
+    hypercalls = ["--hypercalls", "mine.py", "--hypercalls", "package.module"]
+    assert main(["run", *hypercalls, "--syscalls", "a.py", "--syscalls", "b", "true"]) == 0
+    (call,) = booted
+    assert (call["hypercalls"], call["syscalls"]) == (("mine.py", "package.module"), ("a.py", "b"))
 
 
 def test_what_is_plugged_in_reaches_the_boot(booted: list[dict[str, Any]]) -> None:
@@ -122,6 +140,48 @@ def test_verbose_shows_each_phase(booted: list[dict[str, Any]], capfd: pytest.Ca
     main(["run", "--verbose", "true"])
     shown = [line.split("  ")[0] for line in capfd.readouterr().err.splitlines()]
     assert shown == ["phase", "start python", "boot", "run", "read result", "wall"]
+
+
+@pytest.mark.parametrize("words", [["true"], ["sleep", "97"]])
+def test_stats_show_a_table_however_the_command_ends(
+    words: list[str], booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["run", "--stats", "--timeout", "0.7", *words])
+    output, errors = capfd.readouterr()
+    assert booted[0]["accounting"] is True
+    assert output == "" and errors.splitlines()[1].split()[:3] == ["wrmsr", "PV_TEST", "1"]
+
+
+def test_stats_of_boot_and_command_are_apart_and_the_output_is_on_standard_error(
+    booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stats", "--kernel", "cloud", "--", "sh", "-c", "echo out; echo err >&2; exit 3"]) == 3
+    output, errors = capfd.readouterr()
+    assert (booted[0]["accounting"], booted[0]["kernel"]) == (True, "cloud")
+    assert sorted(errors.split()) == ["err", "out"]
+    first, second = output.split("\n\n", 1)
+    assert first.startswith("alpine, kernel cloud: boot\n") and "driven" in first
+    assert second.startswith("alpine, kernel cloud: sh -c 'echo out; echo err >&2; exit 3'\n")
+    assert [line.split()[2] for line in output.splitlines() if line.startswith("wrmsr")] == ["1", "1"]
+
+
+def test_stats_without_a_command_are_the_boot_s(
+    booted: list[dict[str, Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stats", "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.svg")]) == 0
+    assert capfd.readouterr().out.count("driven") == 1
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert figures["guest"] == "alpine, kernel alpine"
+    assert [(part["name"], part["rows"][0]["handler"]) for part in figures["parts"]] == [("boot", "PV_TEST")]
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("options", [["--plot", "x.pdf"], ["--plot", "/tmp"], ["--json", "/"]])
+def test_a_file_that_stats_cannot_write_is_refused_before_the_boot(
+    options: list[str], booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stats", *options]) == 2
+    assert not booted and one_line(capfd).startswith("emu: ")
 
 
 def test_a_timeout_is_status_124(booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:

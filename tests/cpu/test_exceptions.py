@@ -150,6 +150,14 @@ def test_trap_flag_stops_after_each_instruction() -> None:
         assert all(event.vector == DB and event.rflags & TF for event in guest.events)
 
 
+@pytest.mark.parametrize("code", [b"\x0f\xa2", b"\x0f\x32", b"\x0f\x30"], ids=["cpuid", "rdmsr", "wrmsr"])
+def test_trap_flag_stops_after_an_instruction_that_is_done_by_the_host(code: bytes) -> None:
+    with MicroGuest(resume={DB}) as guest:
+        guest.msrs[0x4B56_4D20] = 0
+        guest.run(code + b"\x90\xf4", rflags=FIXED | TF, rax=0, rcx=0x4B56_4D20)        # nop; hlt
+        assert [event.rip for event in guest.events[:2]] == [CODE + 2, CODE + 3]
+
+
 def test_hardware_breakpoint_stops_before_its_instruction() -> None:
     with MicroGuest() as guest:
         code = (

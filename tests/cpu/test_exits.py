@@ -10,7 +10,7 @@ import pytest
 from emu.cpu import cpuid
 from emu.cpu.constants import MSR_EFER
 from emu.cpu.platform import Exit
-from emu.micro import CF, CODE, DATA, DIRECTION, FIXED, GP, IF, SF, UD, UNMAPPED, USER_CODE, MicroGuest
+from emu.micro import CF, CODE, DATA, DIRECTION, FIXED, GP, IF, RF, SF, UD, UNMAPPED, USER_CODE, MicroGuest
 from hypercalls import GuestFault
 
 FLAGS = FIXED | CF | SF | DIRECTION
@@ -394,3 +394,17 @@ def test_a_stopped_guest_has_not_lost_its_place() -> None:
         assert guest.quad(DATA) == 7
         dump = guest.registers.dump()
         assert (dump["rip"], dump["cs"], dump["cr3"]) == (CODE + 13, 0x10, 0x1000)
+
+
+def test_an_engine_that_is_not_ours_is_served_as_before() -> None:
+    """PUSHF of libunicorn shows RF; other engines of the process may count on it."""
+    unicorn = pytest.importorskip("unicorn")
+    with MicroGuest():
+        pass                                                                     # its functions are replaced by now
+    engine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    engine.mem_map(0x1000, 0x2000)
+    engine.mem_write(0x1000, b"\x9c\x58")                                         # pushfq; pop rax
+    engine.reg_write(unicorn.x86_const.UC_X86_REG_RSP, 0x2800)
+    engine.reg_write(unicorn.x86_const.UC_X86_REG_EFLAGS, FIXED | CF | RF)
+    engine.emu_start(0x1000, 0x1002)
+    assert engine.reg_read(unicorn.x86_const.UC_X86_REG_RAX) == FIXED | CF | RF

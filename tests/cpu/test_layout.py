@@ -93,6 +93,16 @@ def fake_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "2.2.0")
 
 
+def fake_anonymity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A unicorn package that nobody has installed."""
+    fake_version(monkeypatch, tmp_path)
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
 def fake_absence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No unicorn at all."""
     monkeypatch.setattr(abi.importlib.util, "find_spec", lambda name: None)
@@ -107,6 +117,7 @@ def fake_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("fake", "says"),
     [
         (fake_version, "unicorn 2.2.0 is installed"),
+        (fake_anonymity, "unicorn of no version is installed"),
         (fake_absence, "unicorn is not installed"),
         (fake_machine, "this host is aarch64 linux"),
     ],

@@ -52,9 +52,10 @@ def test_every_line_of_the_listing_is_a_comment_a_heading_a_label_or_an_instruct
 def test_context_fields_named_in_the_listing_are_where_it_says() -> None:
     fields = dict(ffi.typeof("struct context").fields)
     text = "\n".join(line for lines in ROUTINES.values() for line in lines)
-    found = re.findall(r"\[r\w+(?: \+ (?:r\w+ \+ )?(0x[0-9a-f]+|8))?\][^;\n]*; context\.(\w+)", text)
+    found = re.findall(r"\[r\w+(?: \+ (?:r\w+(?:\*8)? \+ )?(0x[0-9a-f]+|8))?\][^;\n]*; context\.(\w+)", text)
     named = {name for _, name in found}
     assert named >= {"vmexit", "port_in", "port_out", "exceptions", "ram_base", "code_pages", "low_bytes"}
+    assert named >= {"intercepting", "intercepted", "intercepted_numbers"}
     for offset, name in found:
         assert fields[name].offset == int(offset or "0", 0), name
 

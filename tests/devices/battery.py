@@ -10,7 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from devices import Device, MmioDevice, PortRanges, i8042, i8254, i8259, ioapic, lapic, mc146818, uart16550a
+from devices import (
+    Device,
+    MmioDevice,
+    PortRanges,
+    i8042,
+    i8254,
+    i8259,
+    ioapic,
+    isa_debug_exit,
+    lapic,
+    mc146818,
+    uart16550a,
+)
 from tests.devices.fakes import FakeClock, FakeLine, FakeTsc
 
 __all__ = ["DEVICES", "STIMULI", "Bench", "Factory", "MmioRegisters", "Stimulus"]
@@ -165,11 +177,17 @@ def stimulate_io_apic(device: IoApicRegisters, number: int) -> None:
     device.wires[number % 32 % ioapic.PINS][number >> 6 & 1].set(bool(number & 0x20))
 
 
+def debug_exit(bench: Bench, state: Any) -> Device:
+    """The debug exit; the status is what is seen."""
+    return isa_debug_exit.IsaDebugExit(bench.seen.append, state=state or isa_debug_exit.POWER_ON)
+
+
 DEVICES: dict[str, Factory] = {
     "i8042": keyboard_controller,
     "i8254": interval_timer,
     "i8259": interrupt_controllers,
     "ioapic": io_apic,
+    "isa_debug_exit": debug_exit,
     "lapic": local_apic,
     "mc146818": real_time_clock,
     "uart16550a": uart,

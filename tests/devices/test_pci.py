@@ -230,6 +230,34 @@ def test_write_reaches_the_page(guest: Guest) -> None:
     assert page.written == [(0x123, 2, 0xBEEF)]
 
 
+class Metered:
+    """A page with a meter in front."""
+
+    def __init__(self, name: str, page: MmioDevice, met: list[str]) -> None:
+        self.name, self.page, self.met = name, page, met
+
+    def read(self, offset: int, size: int) -> int:
+        self.met.append(f"read {self.name}")
+        return self.page.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.met.append(f"write {self.name}")
+        self.page.write(offset, size, value)
+
+
+def test_a_meter_stands_before_every_page_and_before_nobody() -> None:
+    met: list[str] = []
+    ours = function()
+    bus = PciBus(meter=lambda owner, page: Metered("ours" if owner is ours else "nobody's", page, met))
+    bus.add(1, ours)
+    assert bus.memory.read(WINDOW, 4) == ONES
+    Guest(bus).write(1, 0x04, MEMORY)
+    assert bus.memory.read(WINDOW + PAGE, 4) == 0x10
+    bus.memory.write(WINDOW, 4, 0)
+    bus.memory.write(WINDOW - PAGE, 4, 0)
+    assert met == ["read nobody's", "read ours", "write ours", "write nobody's"]
+
+
 def test_guest_moves_a_bar(guest: Guest) -> None:
     guest.write(2, 0x04, MEMORY)
     guest.write(2, 0x10, 0xE000_1234)

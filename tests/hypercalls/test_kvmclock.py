@@ -272,3 +272,54 @@ def test_bad_wall_clock_address_leaves_the_system_time_on() -> None:
         bench.kvmclock.write_wall_clock(RAM_BYTES)
     bench.kvmclock.guest_was_stopped()
     assert bench.ram.bytes[PAGE : PAGE + SYSTEM_TIME.size] != before
+
+
+class RestoredBench(Bench):
+    """Another host that goes on with the clock of a guest: time and TSC are what they were, then go at its own rate."""
+
+    def __init__(self, before: Bench, hz: int) -> None:
+        self.hz, self.noise, self.samples, self.waits = hz, (0,), 0, []
+        self.start = before.tsc(), before.clock.now_ns()
+        self.clock = FakeClock(now_ns=before.clock.now_ns(), wall_epoch_ns=1_800_000_000 * SECOND_NS)
+        self.ram = before.ram
+        self.kvmclock = KvmClock(self.ram, self.clock, self.sample, self.wait, before.kvmclock.save())
+
+    def tsc(self) -> int:
+        tsc, now = self.start
+        return tsc + (self.clock.now_ns() - now) * self.hz // SECOND_NS
+
+
+def a_guest_that_ran() -> Bench:
+    """For 5 s."""
+    bench = Bench()
+    bench.kvmclock.write_system_time(PAGE | ENABLE)
+    bench.clock.advance(5 * SECOND_NS)
+    return bench
+
+
+@pytest.mark.parametrize("hz", [2_500_000_000, 2_500_400_000])
+def test_a_restored_clock_goes_on_where_it_stood(hz: int) -> None:
+    before = a_guest_that_ran()
+    page, shown = before.page(), before.read()
+    after = RestoredBench(before, hz)
+    assert after.kvmclock.save() == before.kvmclock.save()
+    assert after.page() == page and after.read() == shown and after.waits == []
+    for _ in range(300):
+        after.clock.advance(SECOND_NS // 10)
+        assert abs(after.read() - after.clock.now_ns()) < 200_000
+
+
+@pytest.mark.parametrize("hz", [1_900_000_000, 4_200_000_000])
+def test_on_a_host_with_another_tsc_it_is_right_after_20_ms(hz: int) -> None:
+    after = RestoredBench(a_guest_that_ran(), hz)
+    after.clock.advance(25_000_000)
+    for _ in range(100):
+        assert abs(after.read() - after.clock.now_ns()) < 50_000
+        after.clock.advance(SECOND_NS // 10)
+
+
+def test_a_clock_that_was_off_stays_off() -> None:
+    after = RestoredBench(Bench(), 2_500_000_000)
+    after.clock.advance(SECOND_NS)
+    assert not any(after.ram.bytes)
+    assert after.kvmclock.save().page is None

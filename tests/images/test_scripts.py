@@ -99,7 +99,7 @@ def test_drivers_are_loaded_by_one_process(guest: Guest) -> None:
     for alias in (MODERN, TRANSITIONAL, OTHER):
         guest.device(alias)
     loads = [line for line in guest.boot() if "modprobe" in line]
-    assert loads == ["modprobe -a virtio_pci 9pnet_virtio 9p virtio_console"]
+    assert loads == ["modprobe -a virtio_pci 9pnet_virtio 9p virtio_console msr"]
 
 
 def test_without_devices_no_driver_is_loaded(guest: Guest) -> None:

@@ -11,6 +11,7 @@ import emu
 from bench.trouble import LOUD_SETTINGS, complaints
 from emu.console import Console
 from emu.machine import Machine
+from emu.stats import Kind
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +22,7 @@ TICK_S = 0.01                           # of /proc/uptime
 def counts(machine: Machine) -> tuple[int, int]:
     """System calls and MSR exits so far."""
     stats = machine.stats()
-    return stats.native["syscall"], stats.python["msr"]
+    return stats.count(Kind.NATIVE, "syscall"), stats.count(Kind.RDMSR) + stats.count(Kind.WRMSR)
 
 
 def cost_of_readings(machine: Machine) -> tuple[int, int]:

@@ -218,7 +218,7 @@ def _window(machine: Machine, offset: int, size: int, value: int) -> None:
 
 def _restore(machine: Machine) -> Machine:
     state = machine.function.save()
-    copy = Machine(Echo(state.device), machine.memory, state)
+    copy = Machine(Echo(machine.function.device.save()), machine.memory, state)
     assert copy.function.save() == state
     assert copy.line.level == machine.line.level
     machine.function.close()

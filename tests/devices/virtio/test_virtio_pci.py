@@ -541,7 +541,7 @@ def test_closed_function_lets_go_of_memory_and_the_device_gets_another(machine: 
 def restored(machine: Machine, memory: FakeMemory) -> Machine:
     """A machine made from another one's state and memory."""
     state = machine.function.save()
-    copy = Machine(Echo(state.device), memory, state)
+    copy = Machine(Echo(machine.function.device.save()), memory, state)
     copy.structures, copy.caps, copy.rings = machine.structures, machine.caps, machine.rings
     assert copy.function.save() == state
     return copy
