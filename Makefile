@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-9p soak powercut fuzz test-long oracle-9p clean
+.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
 
 # The guest is fetched, booted and asked a few things; then how long everything took.
 demo: $(DONE)
@@ -21,12 +21,16 @@ lint: $(DONE)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-bench-boot bench-boots bench-serial bench-guest bench-hypercall: bench-%: $(DONE)
+bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls: bench-%: $(DONE)
 	$(BIN)/python -m bench.$*
 
 # The same script in a share of ours and in one of QEMU's.
 oracle-9p: $(DONE)
 	$(BIN)/python -m tests.oracle.ninep
+
+# The multiboot kernels of the tests, here and on QEMU.
+oracle-multiboot: $(DONE)
+	$(BIN)/python -m tests.oracle.multiboot
 
 bench-9p: $(DONE)
 	$(BIN)/python -m bench.ninep

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MicroGuest", "Result", "StopReason", "boot",
+    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MicroGuest", "Result", "StopReason", "boot", "restore",
 ]
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from emu.launch import boot
     from emu.machine import Machine, StopReason
     from emu.microguest import GuestException, MicroGuest
+    from emu.snapshot.machine import restore
 
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "Result": "emu.guest",
     "StopReason": "emu.machine",
     "boot": "emu.launch",
+    "restore": "emu.snapshot.machine",
 }
 
 

@@ -385,11 +385,24 @@ class Machine(GuestCommands):
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 
-    def snapshot(self, path: str | os.PathLike[str], *, incremental: bool = False) -> None:
+    def snapshot(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        incremental: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Save the machine to a directory; arguments and errors as `emu.snapshot.machine.save_machine`."""
         from emu.snapshot.machine import save_machine
 
-        save_machine(self, path, incremental=incremental)
+        save_machine(self, path, incremental=incremental, progress=progress)
+
+    def learn_hot_set(self) -> None:
+        """Remember what of the snapshot's memory was needed until now, for the next restore, if it is not known."""
+        from emu.snapshot import hot
+
+        if self.snapshot_path is not None and self.memory.origin is not None:
+            hot.record(self.memory.origin, self.memory)
 
     @property
     def disks(self) -> list[Disk]:

@@ -13,6 +13,7 @@ import pytest
 
 from emu import micro
 from emu.errors import EmuError, GuestStopped
+from emu.fittings import DebugExit, Fittings
 from emu.loader import BootState
 from emu.machine import Machine, StopReason
 from emu.memory import MIB, GuestMemory
@@ -193,6 +194,19 @@ def test_closing_twice_is_closing_once(machine: Machine) -> None:
 def test_too_little_memory_is_refused() -> None:
     with pytest.raises(EmuError, match="64 MiB to 8 GiB"):
         Machine(1 * MIB)
+
+
+def test_a_guest_ends_the_machine_by_the_debug_exit_where_that_is_plugged_in() -> None:
+    with Machine(64 * MIB, Fittings(debug_exit=DebugExit(0x501, 2))) as machine:
+        start(machine, out(0x502, 5) + STOP)
+        assert machine.run_to_end(5) is StopReason.EXIT
+        assert machine.exit_status == 11
+
+
+def test_there_is_no_debug_exit_otherwise(machine: Machine) -> None:
+    start(machine, out(0xF4, 5) + STOP)
+    assert machine.run_to_end(5) is StopReason.HALTED
+    assert machine.exit_status is None
 
 
 # -- devices -------------------------------------------------------------------------------------------------------

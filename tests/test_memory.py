@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -111,3 +112,17 @@ def test_views_of_many_ranges_are_the_memory_itself() -> None:
     assert LARGE.read(HIGH_START, 4) == b"high"
     with pytest.raises(OutsideMemory):
         LARGE.views([0, HOLE_START - 4], [4, 5])
+
+
+def test_cleared_memory_is_zero_even_where_it_shows_a_file(tmp_path: Path) -> None:
+    (tmp_path / "ram").write_bytes(b"f" * 64 * MIB)
+    with open(tmp_path / "ram", "rb") as file:
+        ram = mmap.mmap(file.fileno(), 64 * MIB, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    memory = GuestMemory(64 * MIB, ram, ((0, 64 * MIB),), "snapshot")
+    memory.write(0x1000, b"abc")
+    assert memory.read(0xFFF, 5) == b"fabcf"
+    memory.clear()
+    assert memory.ram[:] == bytes(64 * MIB)
+    assert memory.origin is None
+    memory.close()
+    assert (tmp_path / "ram").read_bytes() == b"f" * 64 * MIB

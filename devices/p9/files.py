@@ -60,7 +60,13 @@ def lopen(session: Session, message: Tlopen) -> Rlopen:
     if writes(message.flags):
         session.require_change()
     session.fids.require_descriptor()
-    fd = reopen(session.tree.handle(fid.node), fid.node.kind, host_flags(message.flags))
+    try:
+        handle = session.tree.handle(fid.node)
+    except OSError as error:
+        if error.errno == errno.ESTALE and session.tree.is_gone(fid.node):
+            raise guards.refuse(errno.ENOENT) from None     # what an open by name would find
+        raise
+    fd = reopen(handle, fid.node.kind, host_flags(message.flags))
     session.fids.open(fid, fd, message.flags)
     status = os.fstat(fd)
     return Rlopen(session.qid(status, status.st_mode), 0)

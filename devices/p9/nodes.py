@@ -245,6 +245,18 @@ class Tree:
         """
         return os.stat(name, dir_fd=self.directory(parent), follow_symlinks=not guards.NOFOLLOW)
 
+    def is_gone(self, node: Node) -> bool:
+        """Whether it has no name any more, or there is nothing of that name."""
+        if node.parent is None:
+            return True
+        try:
+            self.look(node.parent, node.name)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass
+        return False
+
     def status(self, node: Node) -> os.stat_result:
         """What the host says of it.
 

@@ -133,7 +133,8 @@ def _acceptable(saved: FidState, status: os.stat_result) -> bool:
     kind = stat.S_IFMT(status.st_mode)
     if kind != saved.identity[2]:
         return False
-    return kind == stat.S_IFDIR or saved.stamp == (status.st_size, status.st_mtime_ns)
+    # A file that was only looked up is whatever has its name now; Linux keeps names of open files, and asks no more.
+    return kind == stat.S_IFDIR or saved.flags is None or saved.stamp == (status.st_size, status.st_mtime_ns)
 
 
 def _open(session: Session, fid: Fid, saved: FidState, flags: int) -> None:

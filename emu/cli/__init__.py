@@ -22,8 +22,11 @@ STATUS_BUG = 70                 # EX_SOFTWARE of sysexits.h
 
 COMMANDS = {
     "boot": "Boot a guest on this terminal; Ctrl-] leaves.",
+    "exec": "Run one command in a machine restored from a snapshot.",
     "run": "Run one command in a fresh guest; its exit status is ours.",
     "stats": "Show which exits a guest and a command cause, and what they cost.",
+    "snapshot": "Boot a guest, prepare it by a command, and save it.",
+    "restore": "Go on with a snapshot's machine on this terminal; Ctrl-] leaves.",
     "fetch": "Get the default guest's kernel and root file system.",
     "info": "Show versions, the host, and what is in the cache.",
     "selftest": "Check this machine's libunicorn, and show what exits cost here.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import click
 
 from emu.fittings import DebugExit, DiskImage, Share
 
-__all__ = ["GuestOptions", "Seconds", "guest_options"]
+__all__ = ["GuestOptions", "RestoreOptions", "Seconds", "Size", "guest_options", "restore_options"]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SMALLEST_MEMORY, LARGEST_MEMORY = 64 * MIB, 8 * GIB
@@ -34,6 +34,17 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
         if not SMALLEST_MEMORY <= size <= LARGEST_MEMORY or size % MIB:
             self.fail(f"{value!r} is not possible: memory is 64M to 8G, in whole MiB", param, ctx)
         return size
+
+
+class EagerSize(click.ParamType):  # type: ignore[type-arg]
+    """A number of MiB, 0 allowed; in bytes."""
+
+    name = "MIB"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not re.fullmatch("[0-9]{1,6}", str(value)):
+            self.fail(f"{value!r} is not a number of MiB", param, ctx)
+        return int(value) * MIB
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]
@@ -108,9 +119,8 @@ class DebugExitType(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DebugExit | bool:
         if value == "none":
             return False
-        port, _, size = str(value).partition(",")
         try:
-            return DebugExit(int(port, 0), int(size or "4", 0))
+            return DebugExit(*(int(number, 0) for number in str(value).split(",", 1)))
         except ValueError:
             self.fail(f"{value!r} is no port; write 0xf4, or 0xf4,1, or none", param, ctx)
 
@@ -138,6 +148,35 @@ class GuestOptions:
     as_shipped: bool
     debug_exit: DebugExit | bool | None
 
+
+_SHARE = click.option(
+    "--share",
+    "shares",
+    type=ShareType(),
+    multiple=True,
+    metavar="TAG=DIR[,ro][,security=none|mapped|passthrough]",
+    help="A directory of the host, in the guest at /mnt/TAG. May be repeated.",
+)
+_VSOCK = click.option(
+    "--vsock",
+    type=click.Path(path_type=Path),
+    help="A socket file for the guest's vsock ports: CONNECT PORT there; the guest's calls to port N go to PATH_N.",
+)
+_HYPERCALLS = click.option(
+    "--hypercalls",
+    multiple=True,
+    metavar="FILE.py|MODULE|NAME",
+    help="Hypercalls of your own: a file, a module, or what an installed package calls them. May be repeated.",
+)
+_SYSCALLS = click.option(
+    "--syscalls",
+    multiple=True,
+    metavar="FILE.py|MODULE|NAME",
+    help="System calls that the host answers, in a file, a module, or an installed package. May be repeated.",
+)
+_FILES = click.option(
+    "--files", type=FilesType(), metavar="DIR[,ro]", help="A directory for the hypercalls PV_READ and PV_WRITE."
+)
 
 _OPTIONS = (
     click.option("--memory", type=Size(), default="256M", show_default=True, help="The machine's RAM, 64M to 8G."),
@@ -169,14 +208,7 @@ _OPTIONS = (
         show_default=True,
         help="Whether a directory given as --root is copied into the guest's memory, or used where it is.",
     ),
-    click.option(
-        "--share",
-        "shares",
-        type=ShareType(),
-        multiple=True,
-        metavar="TAG=DIR[,ro][,security=none|mapped|passthrough]",
-        help="A directory of the host, in the guest at /mnt/TAG. May be repeated.",
-    ),
+    _SHARE,
     click.option(
         "--disk",
         "disks",
@@ -185,11 +217,7 @@ _OPTIONS = (
         metavar="IMAGE[,ro][,overlay[=FILE]]",
         help="A raw image, /dev/vda and on; with overlay it stays as it is. May be repeated.",
     ),
-    click.option(
-        "--vsock",
-        type=click.Path(path_type=Path),
-        help="A socket file for the guest's vsock ports: CONNECT PORT there; the guest's calls to port N go to PATH_N.",
-    ),
+    _VSOCK,
     click.option(
         "--console",
         type=click.Choice(["ttyS0", "hvc0"]),
@@ -197,21 +225,9 @@ _OPTIONS = (
         show_default=True,
         help="The serial port, or a virtio console, which is quicker once its driver is there.",
     ),
-    click.option(
-        "--hypercalls",
-        multiple=True,
-        metavar="FILE.py|MODULE|NAME",
-        help="Hypercalls of your own: a file, a module, or what an installed package calls them. May be repeated.",
-    ),
-    click.option(
-        "--syscalls",
-        multiple=True,
-        metavar="FILE.py|MODULE|NAME",
-        help="System calls that the host answers, in a file, a module, or an installed package. May be repeated.",
-    ),
-    click.option(
-        "--files", type=FilesType(), metavar="DIR[,ro]", help="A directory for the hypercalls PV_READ and PV_WRITE."
-    ),
+    _HYPERCALLS,
+    _SYSCALLS,
+    _FILES,
     click.option("--config", type=click.Path(path_type=Path), help="A directory that configures the guest."),
     click.option("--append", metavar="TEXT", help="Settings behind the default kernel command line."),
     click.option("--cmdline", metavar="TEXT", help="Settings instead of the default kernel command line."),
@@ -230,21 +246,60 @@ _OPTIONS = (
 )
 
 
-def guest_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that say what to boot, as one argument `guest` of type `GuestOptions`."""
+_RESTORE_OPTIONS = (
+    _SHARE,
+    _VSOCK,
+    _HYPERCALLS,
+    _SYSCALLS,
+    _FILES,
+    click.option(
+        "--eager",
+        type=EagerSize(),
+        metavar="MIB",
+        help="How much of the memory that runs needed before to bring in at once, 0 for none; without it "
+        "$EMU_EAGER_MIB, or 16.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """What to change of a snapshot's machine: keyword arguments of `emu.restore`."""
+
+    shares: dict[str, Share]
+    vsock: Path | bool
+    hypercalls: tuple[str, ...]
+    syscalls: tuple[str, ...]
+    files: Share | None
+    eager: int | None
+
+
+def _gathered(
+    command: Callable[..., Any], kind: type[Any], argument: str, options: Sequence[Callable[..., Any]]
+) -> Callable[..., Any]:
+    """A command with options that it gets as one argument, an object of a dataclass."""
     from functools import wraps
 
     @wraps(command)
-    def gathered(*args: Any, **options: Any) -> Any:
-        names = GuestOptions.__dataclass_fields__
-        shares = dict(options["shares"])
-        if len(shares) < len(options["shares"]):
+    def gathered(*args: Any, **given: Any) -> Any:
+        shares = dict(given["shares"])
+        if len(shares) < len(given["shares"]):
             raise click.UsageError("two shares have the same tag")
-        options["shares"] = shares
-        options["vsock"] = options["vsock"] or False
-        guest = GuestOptions(**{name: options.pop(name) for name in names})
-        return command(*args, guest=guest, **options)
+        given["shares"] = shares
+        given["vsock"] = given["vsock"] or False
+        made = kind(**{name: given.pop(name) for name in kind.__dataclass_fields__})
+        return command(*args, **{argument: made}, **given)
 
-    for option in reversed(_OPTIONS):
+    for option in reversed(options):
         gathered = option(gathered)
     return gathered
+
+
+def guest_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what to boot, as one argument `guest` of type `GuestOptions`."""
+    return _gathered(command, GuestOptions, "guest", _OPTIONS)
+
+
+def restore_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a restore, as one argument `options` of type `RestoreOptions`."""
+    return _gathered(command, RestoreOptions, "options", _RESTORE_OPTIONS)

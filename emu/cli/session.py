@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 import emu
 from emu.cli import Interrupted
-from emu.cli.options import GuestOptions
+from emu.cli.options import GuestOptions, RestoreOptions
 from emu.errors import GuestStopped
 from emu.phases import Phases
 from emu.terminal import restore_terminal
@@ -93,6 +94,21 @@ def booted(options: GuestOptions, phases: Phases, accounting: bool = False) -> I
     with _ending_signals() as signals:
         keywords = {field.name: getattr(options, field.name) for field in fields(options)}
         with emu.boot("alpine", phases=phases, accounting=accounting, **keywords) as machine:
+            signals.machine = machine
+            try:
+                yield machine
+            finally:
+                signals.machine = None
+
+
+@contextmanager
+def restored(snapshot: Path, options: RestoreOptions, phases: Phases) -> Iterator[Machine]:
+    """A snapshot's machine, closed at the end; raises `Interrupted` after a signal."""
+    from emu.snapshot.machine import restore
+
+    with _ending_signals() as signals:
+        keywords = {field.name: getattr(options, field.name) for field in fields(options)}
+        with restore(snapshot, phases=phases, **keywords) as machine:
             signals.machine = machine
             try:
                 yield machine

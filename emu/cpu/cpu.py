@@ -341,7 +341,9 @@ class Cpu:
         return self._state_access().read(self.tsc())
 
     def restore(self, state: CpuState) -> None:
-        """Become what another CPU was, with the same memory, and go on from there; the TSC too goes on from there.
+        """Become what another CPU was, and go on from there; the TSC too goes on from there.
+
+        Memory must be mapped, with what that CPU had in it, and the trap door open.
 
         Raises:
             ValueError: no CPU of this kind can be in that state; nothing has changed.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from collections.abc import Mapping
-from importlib import resources
 
 from emu.cpu.abi import ffi
 
@@ -18,7 +18,9 @@ _PLACEHOLDER = re.compile(r"<(\w+):(\d)>")
 
 def read_listing() -> dict[str, list[str]]:
     """The routines of `thunks.lst`."""
-    return listed_routines(resources.files(__package__).joinpath(LISTING).read_text())
+    # importlib.resources would do the same, and take 5 ms to import
+    with open(os.path.join(os.path.dirname(__file__), LISTING), encoding="ascii") as file:
+        return listed_routines(file.read())
 
 
 def listed_routines(text: str) -> dict[str, list[str]]:
@@ -46,7 +48,7 @@ def assemble(lines: list[str], values: Mapping[str, int]) -> bytes:
         if match is None:
             raise ValueError(f"not a line of machine code: {line}")
         for token in match[1].split():
-            if placeholder := _PLACEHOLDER.fullmatch(token):
+            if token[0] == "<" and (placeholder := _PLACEHOLDER.fullmatch(token)):
                 size = int(placeholder[2])
                 code += (values[placeholder[1]] & (1 << 8 * size) - 1).to_bytes(size, "little")
             else:

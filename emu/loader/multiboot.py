@@ -43,6 +43,7 @@ LOADER_NAME = b"pvemu\0"
 # Selectors 0x10 and 0x18: flat 32-bit code, flat data; accessed already.
 GDT = struct.pack("<4Q", 0, 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
 
+ELF_HEADER_PAGE = 0xFF000               # where ld puts the ELF header of a kernel that is linked to 1 MiB
 INFORMATION_START = 0x10000             # where it goes if the kernel leaves room; what is lower is real mode's
 PAGE = 4096
 KIB, MIB = 1 << 10, 1 << 20
@@ -193,10 +194,10 @@ def _placed_by_header(image: memoryview, offset: int, name: str) -> MultibootKer
 def _load_kernel(memory: Memory, kernel: MultibootKernel) -> None:
     for address, data, size in kernel.segments:
         end = address + size
-        if HIGH_MEMORY <= address and memory.low_size < end <= LARGEST_LOW_MEMORY:
+        if ELF_HEADER_PAGE <= address and memory.low_size < end <= LARGEST_LOW_MEMORY:
             have, need = memory.low_size // MIB, -(-end // MIB)
             raise BadImage(f"{have} MiB of memory is too small for {kernel.name}: it needs {need} MiB")
-        if end > EBDA and not HIGH_MEMORY <= address < end <= memory.low_size:
+        if end > EBDA and not ELF_HEADER_PAGE <= address < end <= memory.low_size:
             raise BadImage(f"{kernel.name} is to lie at {address:#x} to {end - 1:#x}, which is not all RAM")
         memory.view(address, len(data))[:] = data
 

@@ -239,7 +239,7 @@ SEND = Listing("""
   006  ee        out dx, al
   007  83 c2 05  add edx, 5
   00a  ff c9     dec ecx
-  00c  75 f3     jne 1
+  00c  75 f2     jne 0
   00e  f4        hlt
 """)
 

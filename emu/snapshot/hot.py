@@ -7,17 +7,16 @@ host does the work, many pages a call; faults it would serve one by one are save
 from __future__ import annotations
 
 import errno
-import json
 import mmap
 import os
+from array import array
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from emu.cache import Cache
-from emu.errors import BadSnapshot, EmuError
+from emu.errors import EmuError
 from emu.memory import MIB, GuestMemory, Ranges
-from emu.snapshot.codec import decode, encode
 from emu.snapshot.pages import PAGE, touched
 
 __all__ = ["ENVIRONMENT", "HotSet", "eager_bytes", "find", "populate", "record"]
@@ -25,6 +24,8 @@ __all__ = ["ENVIRONMENT", "HotSet", "eager_bytes", "find", "populate", "record"]
 ENVIRONMENT = "EMU_EAGER_MIB"
 DEFAULT_MIB = 16
 KIND = "hot"                            # folder of the cache
+NUMBER = "I"                            # 32 bits; how many ranges were written, then first and last page of every one
+READ_GAP = 16 * PAGE                    # to have a few more pages mapped is cheaper than another call
 
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23        # Linux 5.14
 
@@ -60,22 +61,35 @@ def record(identity: str, memory: GuestMemory, cache: Cache | None = None) -> No
     cache = cache or Cache()
     if cache.find(KIND, identity) is None:
         read, written = touched(memory)
-        plain = json.dumps(encode(HotSet(written, read))).encode()
-        cache.store(KIND, identity, lambda file: file.write(plain))
+        parts = *written, *_closed(read, READ_GAP)
+        numbers = array(NUMBER, [len(written), *(offset // PAGE for part in parts for offset in part)])
+        cache.store(KIND, identity, lambda file: file.write(numbers.tobytes()))
+
+
+def _closed(ranges: Ranges, gap: int) -> Ranges:
+    """Ranges without the gaps up to a size."""
+    joined: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if joined and start - joined[-1][1] <= gap:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return tuple(joined)
 
 
 def find(identity: str, size: int, cache: Cache | None = None) -> HotSet | None:
     """The hot set of a snapshot with `size` bytes of RAM, None if none is known."""
     path = (cache or Cache()).find(KIND, identity)
-    with suppress(OSError, ValueError, RecursionError, BadSnapshot):
-        hot = decode(HotSet, json.loads(path.read_bytes())) if path else None
-        if hot and all(_is_part(*part, size) for part in (*hot.written, *hot.read)):
-            return hot
-    return None
-
-
-def _is_part(start: int, end: int, size: int) -> bool:
-    return 0 <= start < end <= size and not start % PAGE and not end % PAGE
+    if path is None:
+        return None
+    numbers = array(NUMBER)
+    with suppress(OSError, ValueError):
+        numbers.frombytes(path.read_bytes())
+    if len(numbers) % 2 == 0:               # nothing at all, too
+        return None
+    parts = tuple((first * PAGE, last * PAGE) for first, last in zip(numbers[1::2], numbers[2::2], strict=True))
+    if numbers[0] > len(parts) or any(start >= end or end > size for start, end in parts):
+        return None
+    return HotSet(parts[: numbers[0]], parts[numbers[0] :])
 
 
 def populate(memory: GuestMemory, hot: HotSet, budget: int) -> int:

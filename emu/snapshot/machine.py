@@ -37,7 +37,7 @@ def _overlay_name(number: int) -> str:
 
 
 def save_machine(
-    machine: Machine, path: Path_, *, incremental: bool = False, progress: Progress = no_progress
+    machine: Machine, path: Path_, *, incremental: bool = False, progress: Progress | None = None
 ) -> None:
     """Save a machine that stands still; it can be driven on.
 
@@ -62,7 +62,7 @@ def save_machine(
             raise BadSnapshot("an incremental snapshot needs one that the machine was restored from")
         base = Snapshot.open(machine.snapshot_path)
     try:
-        save_snapshot(path, state, machine.memory, base=base, files=overlays, progress=progress)
+        save_snapshot(path, state, machine.memory, base=base, files=overlays, progress=progress or no_progress)
     finally:
         if base:
             base.close()

@@ -18,8 +18,8 @@ import emu
 from emu import cli
 from emu.cli import main
 from emu.cli.options import Size
-from emu.errors import BadImage, GuestError, GuestTimeout, UnsupportedHost
-from emu.fittings import DiskImage, Share
+from emu.errors import BadImage, GuestError, GuestStopped, GuestTimeout, UnsupportedHost
+from emu.fittings import DebugExit, DiskImage, Share
 from emu.guest import Result, SerialShell
 from emu.stats import BUCKETS, ExitRow, ExitStats, Kind
 from tests.shell_on_pty import ShellOnPty
@@ -29,6 +29,10 @@ SHELL = ("/bin/sh", "-i")
 
 class FakeMachine(ShellOnPty):
     """What the commands use of a machine."""
+
+    has_shell = True
+    exit_status: int | None = None
+    stop_reason = None
 
     def __init__(self, home: Path) -> None:
         super().__init__(SHELL, home)
@@ -94,7 +98,7 @@ def test_options_reach_the_boot(booted: list[dict[str, Any]], tmp_path: Path) ->
         "guest": "alpine", "memory": 1 << 30, "kernel": "cloud", "root": tmp_path, "initrd": None,
         "append": "a b", "cmdline": None, "as_shipped": True, "modules": None, "root_over": "initramfs",
         "shares": {}, "disks": (), "vsock": False, "config": None, "console": "ttyS0", "accounting": False,
-        "hypercalls": (), "files": None, "syscalls": (),
+        "hypercalls": (), "files": None, "syscalls": (), "debug_exit": None,
     }  # fmt: skip
 
 
@@ -103,6 +107,38 @@ def test_handlers_reach_the_boot_in_order(booted: list[dict[str, Any]]) -> None:
     assert main(["run", *hypercalls, "--syscalls", "a.py", "--syscalls", "b", "true"]) == 0
     (call,) = booted
     assert (call["hypercalls"], call["syscalls"]) == (("mine.py", "package.module"), ("a.py", "b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("none", False), ("0xf4", DebugExit(0xF4, 4)), ("1281,2", DebugExit(0x501, 2)), ("0xF4,0x1", DebugExit(0xF4, 1))],
+)
+def test_the_debug_exit_reaches_the_boot(text: str, place: DebugExit | bool, booted: list[dict[str, Any]]) -> None:
+    assert main(["run", "--debug-exit", text, "true"]) == 0
+    assert booted[0]["debug_exit"] == place
+
+
+@pytest.mark.parametrize("text", ["", "x", "0xf4,", "0xf4,1,2", "-1", "0x10000", "0xffff,2", "0xf4,0", "f4"])
+def test_what_is_no_debug_exit(text: str, booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--debug-exit", text, "true"]) == 2
+    assert not booted
+    assert one_line(capfd).startswith("emu: ")
+
+
+def test_a_guest_that_ends_the_machine_gives_run_its_status(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Ending(FakeMachine):
+        exit_status = 11
+
+        def run(self, *_arguments: Any, **_options: Any) -> Result:
+            raise GuestStopped("the guest ended the machine")
+
+    monkeypatch.setattr(emu, "boot", lambda *_, **__: Ending(tmp_path), raising=False)
+    assert main(["run", "true"]) == 11
+    assert capfd.readouterr().err == ""
+    Ending.exit_status = None                                   # type: ignore[assignment]
+    assert main(["run", "true"]) == 125
 
 
 def test_what_is_plugged_in_reaches_the_boot(booted: list[dict[str, Any]]) -> None:

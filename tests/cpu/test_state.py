@@ -28,6 +28,7 @@ KERNEL_64 = MODES[0]
 NEVER = range(1 << 20)
 HERE, LATER = bytes((0xE6, MARK)), bytes((0xE6, MARK, 0xEB, 0))     # out MARK, al; the second with a jmp behind it
 INTERRUPT = bytes((0xE6, RAISE))
+NO_FPU = 7                              # #NM
 CHECKED_MSRS = 0x174, 0x17B, *range(0x400, 0x428)      # SYSENTER_CS has 16 bits; machine check banks
 
 
@@ -218,13 +219,34 @@ def test_breakpoints_move_and_go() -> None:
     with stopped(LATER + b"\x90") as guest:
         plain = guest.cpu.save()
         armed = replace(plain, dr=(plain.rip, 0, 0, 0, 0xFFFF_0FF0, 0x401))
+        guest.cpu.restore(replace(armed, dr=(plain.rip + 1, *armed.dr[1:])))
         guest.cpu.restore(armed)
         assert guest.cpu.save().dr == armed.dr
         assert guest.go() is Exit.HALT
-        assert guest.event.vector == micro.DB
+        assert (guest.event.vector, guest.event.rip) == (micro.DB, plain.rip)
         guest.cpu.restore(plain)
         assert guest.go() is Exit.KICK
         assert guest.is_over
+
+
+@pytest.mark.parametrize(("cr0", "vector"), [(1 << 2, micro.UD), (1 << 3, NO_FPU), (0, None)])
+def test_switched_off_fpu_moves(cr0: int, vector: int | None) -> None:
+    with stopped(LATER + b"\x0f\x58\xc1") as guest:            # addps xmm0, xmm1
+        state = guest.cpu.save()
+        guest.cpu.restore(replace(state, cr0=state.cr0 | cr0))
+        guest.go()
+        assert [event.vector for event in guest.events] == ([vector] if vector else [])
+
+
+def test_old_translations_of_addresses_are_forgotten() -> None:
+    load = b"\xa1" + struct.pack("<Q", micro.ALIAS + micro.DATA)        # mov eax, [ALIAS + DATA]
+    with stopped(load + LATER, b"old") as guest:
+        again = replace(guest.cpu.save(), rip=micro.CODE)
+        guest.memory.write(micro.DATA + 0x1000, b"new")
+        guest.write_quads(micro.PT_ALIAS + (micro.DATA >> 9), micro.DATA + 0x1000 | micro.PRESENT)
+        guest.cpu.restore(again)
+        guest.go()
+        assert guest.registers.rax.to_bytes(4, "little") == b"new\0"
 
 
 def test_a_new_cpu_has_a_sane_floating_point_unit() -> None:

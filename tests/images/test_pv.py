@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ SCRIPT = INIT_SCRIPT.with_name("pv.sh").read_text()
 DEVICE = "/dev/cpu/0/msr"
 STAND_IN = "/dev/null"                  # a character device that all may write to
 MEBIBYTE = 1 << 20
+TIMEOUT_S = 30.0
 
 DD = """#!/bin/sh
 for word; do
@@ -119,8 +122,11 @@ class Driver:
         return 0
 
     def close(self) -> None:
-        """End the thread."""
-        self._request.write_bytes(b"")
+        """End the thread, unless a pv that hangs keeps it."""
+        try:
+            os.close(os.open(self._request, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return
         self._thread.join()
 
 
@@ -147,13 +153,18 @@ class Pv:
         return path
 
     def run(self, *words: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*self._shell, self.script, *words],
-            env={"PATH": f"{self.here}/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TMPDIR": str(self.here)},
-            input=input,
-            capture_output=True,
-            timeout=30,
-        )
+        command = [*self._shell, self.script, *words]
+        environment = {"PATH": f"{self.here}/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TMPDIR": str(self.here)}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        ) as process:
+            try:
+                output, errors = process.communicate(input, timeout=TIMEOUT_S)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)      # and what it has started
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def ok(self, *words: str, input: bytes = b"") -> bytes:
         """What it prints; it must not complain."""

@@ -185,7 +185,8 @@ def test_what_is_refused(image: bytes, message: str) -> None:
     ("address", "size", "message"),
     [
         (0x9_F000, 0x1000, "0x9f000 to 0x9ffff"),
-        (0xF_F000, 0x2000, "not all RAM"),
+        (0xF_0000, 0x1000, "not all RAM"),
+        (0xF_E000, 0x3000, "not all RAM"),
         (BASE, RAM, "needs 5 MiB"),
         (0xC000_0000, 0x1000, "not all RAM"),
         (0xFEE0_0000, 0x1000, "not all RAM"),
@@ -194,6 +195,12 @@ def test_what_is_refused(image: bytes, message: str) -> None:
 def test_places_that_are_no_ram_are_refused(address: int, size: int, message: str) -> None:
     with pytest.raises(BadImage, match=message):
         load(elf([(address, address, CODE, size)], entry=address + 32))
+
+
+def test_the_elf_header_may_lie_in_the_last_page_below_1_mib() -> None:
+    """ld -Ttext 0x100000 puts it there, as a segment of its own."""
+    memory, _ = load(elf([LOAD, (0xF_F000, 0xF_F000, b"\x7fELF", 0x94)]))
+    assert memory.ram[0xF_F000:0xF_F004] == b"\x7fELF"
 
 
 def test_a_segment_below_the_bios_area_is_loaded() -> None:

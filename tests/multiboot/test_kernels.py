@@ -51,8 +51,14 @@ EXIT = b"\xb0\x05\xe6\xf4\xfa\xf4"      # mov al, 5; out 0xf4, al; cli; hlt: sta
 HALT = b"\xfa\xf4"                      # cli; hlt
 CRASH = b"\x0f\x0b"                     # ud2, without an IDT
 PANIC = b"Kernel panic - not syncing\n"
-# mov dx, 0x3fd; in al, dx; test al, 1; jz to in; mov dl, 0xf8; in al, dx; inc eax; out dx, al; jmp to the first
-ECHO = b"\x66\xba\xfd\x03\xec\xa8\x01\x74\xfb\xb2\xf8\xec\x40\xee\xeb\xf0"
+ECHO = (                                # reads bytes and writes the ones that follow, until there is a NUL
+    b"\x66\xba\xfc\x03\xb0\x03\xee"      # mov dx, 0x3fc; mov al, 3; out dx, al: DTR and RTS, go ahead
+    b"\x66\xba\xfd\x03"                 # mov dx, 0x3fd
+    b"\xec\xa8\x01\x74\xfb"             # in al, dx; test al, 1; jz to in
+    b"\xb2\xf8\xec"                     # mov dl, 0xf8; in al, dx
+    b"\x84\xc0\x74\x04"                 # test al, al; jz to the end
+    b"\x40\xee\xeb\xec"                 # inc eax; out dx, al; jmp to mov dx, 0x3fd
+) + EXIT
 
 
 def program(tmp_path: Path, code: bytes) -> str:
@@ -159,11 +165,17 @@ def test_there_is_nothing_to_run_commands_in(tmp_path: Path) -> None:
         assert machine.run_to_end(END_S) is StopReason.EXIT
 
 
-def test_what_is_typed_reaches_the_kernel(tmp_path: Path) -> None:
-    start = b"\x66\xba\xfc\x03\xb0\x03\xee"                                       # DTR and RTS: go ahead
-    with emu.boot(kernel=program(tmp_path, start + ECHO)) as machine:
+def test_what_is_typed_reaches_the_kernel_before_a_snapshot_and_after(tmp_path: Path) -> None:
+    with emu.boot(kernel=program(tmp_path, ECHO), memory=64 * MIB) as machine:
         machine.console.send("HAL")
         machine.console.expect_exact("IBM", timeout=END_S)
+        machine.snapshot(tmp_path / "kernel.snap")
+    with emu.restore(tmp_path / "kernel.snap") as machine:
+        assert not machine.has_shell
+        machine.console.send("HAL\0")
+        machine.console.expect_exact("IBM", timeout=END_S)
+        assert machine.run_to_end(END_S) is StopReason.EXIT
+        assert machine.exit_status == 11
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
@@ -184,10 +196,8 @@ def test_emu_boot_shows_the_serial_line_and_ends_with_the_kernels_status(tmp_pat
 
 
 def test_emu_boot_types_its_input_without_an_end_of_it(tmp_path: Path) -> None:
-    """The kernel adds one to what it reads, and ends after it has read a NUL: what is behind is never typed."""
-    start = b"\x66\xba\xfc\x03\xb0\x03\xee"                                       # DTR and RTS: go ahead
-    code = start + b"\x66\xba\xfd\x03\xec\xa8\x01\x74\xfb\xb2\xf8\xec\x84\xc0\x74\x04\x40\xee\xeb\xec" + EXIT
-    ended = emu_boot("--kernel", program(tmp_path, code), typed=b"HAL\0")
+    """At Ctrl-D the kernel would say Ctrl-E."""
+    ended = emu_boot("--kernel", program(tmp_path, ECHO), typed=b"HAL\0")
     assert (ended.returncode, ended.stdout, ended.stderr) == (11, b"IBM", b"")
 
 

@@ -1,0 +1,75 @@
+"""`emu exec`: one command in a machine that was restored."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from emu.cli.options import RestoreOptions, Seconds, Size, restore_options
+from emu.cli.session import log_to_stderr, restored, show
+from emu.errors import GuestStopped
+from emu.phases import Phases
+
+
+@click.command(
+    "exec",
+    short_help="Run one command in a machine restored from a snapshot.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option(
+    "--snapshot",
+    type=click.Path(path_type=Path),
+    help="The snapshot; without it one of the default guest, which is made on first use.",
+)
+@click.option("--memory", type=Size(), default="128M", show_default=True, help="The default guest's RAM.")
+@restore_options
+@click.option("--timeout", type=Seconds(), help="For the command; none without it.")
+@click.option("--verbose", is_flag=True, help="Show a time for each phase at the end, from the start of the process.")
+@click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(
+    snapshot: Path | None,
+    memory: int,
+    options: RestoreOptions,
+    timeout: float | None,
+    verbose: bool,
+    words: tuple[str, ...],
+) -> int:
+    """Restore a machine, run one command in it, and show its output, byte for byte, as it comes.
+
+    Its exit status is ours, as with emu run. The snapshot is only read: each command finds the same machine, and
+    nothing remains of it.
+
+    \b
+    Examples:
+      emu exec -- uname -a
+      emu exec --verbose -- true
+      emu exec --snapshot work.snap --share data=./other -- ls /mnt/data
+      EMU_EAGER_MIB=64 emu exec -- sh -c 'ls | wc -l'
+    """
+    phases = Phases()
+    if verbose:
+        log_to_stderr()
+    try:
+        if snapshot is None:
+            from emu.snapshot.ready import ready_snapshot
+
+            snapshot = ready_snapshot(memory, phases, lambda line: print(f"emu: {line}", file=sys.stderr))
+        with restored(snapshot, options, phases) as machine:
+            started = phases.elapsed_s()
+            stdout, stderr = partial(show, sys.stdout), partial(show, sys.stderr)
+            result = machine.run(list(words), timeout=timeout, stdout=stdout, stderr=stderr)
+            ended = phases.elapsed_s()
+            phases.add("run", started, ended - result.read_s)
+            phases.add("read result", ended - result.read_s, ended)
+            machine.learn_hot_set()
+    except GuestStopped:
+        if machine.exit_status is None:
+            raise
+        return machine.exit_status
+    finally:
+        if verbose:
+            print(phases.table(), file=sys.stderr)
+    return result.status
