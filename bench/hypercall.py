@@ -9,8 +9,8 @@ the serial port that the putchar bypass takes, and `uart_exit_us`, one that the 
 `hvc_write_us`, a write of 2 KiB to a virtio console as Linux' driver makes it (bench/hvc_guest.py).
 
 `p9_100_us` and `p9_64k_us` are open, read and close of the same files over 9p, in a booted Linux: by a shell that runs
-the small one as a script, and by dd of the large one, less the same with files that are in the guest's memory. `pv_read_ratio` is
-`read_100_us` over `p9_100_us`.
+the small one as a script, and by dd of the large one, less the same with files that are in the guest's memory.
+`pv_read_ratio` is `read_100_us` over `p9_100_us`.
 
 `clock_us` and `clock_qemu_us` are one reading of the clock by a Linux guest's program through the vDSO, here and
 under QEMU's TCG with the same kernel and root, less the loop around it; `clock_exits` and `clock_syscalls` are how

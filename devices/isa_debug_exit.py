@@ -1,4 +1,4 @@
-"""A port by which a guest ends the machine with a status, as QEMU's `isa-debug-exit` (hw/misc/debugexit.c, QEMU 7.2)."""
+"""A port by which a guest ends the machine with a status, as QEMU's `isa-debug-exit` (hw/misc/debugexit.c of 7.2)."""
 
 from __future__ import annotations
 

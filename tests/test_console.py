@@ -289,6 +289,19 @@ def test_end_of_input_is_typed_again_while_the_guest_says_nothing(monkeypatch: p
     assert script.typed == b"\x04\x15\x04"
 
 
+def test_a_guest_without_a_shell_is_not_told_of_the_input_s_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.write(write, b"ls")
+    os.close(write)
+    script = Script(b"", b"", stops=True)
+    with open(read, "rb", buffering=0) as stdin, open(os.devnull, "wb") as stdout:
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stdout", stdout)
+        script.console.interact(type_end=False)
+    assert script.typed == b"ls"
+    assert not script.watched
+
+
 def test_interact_tells_the_guest_the_terminal_s_size_and_each_new_one() -> None:
     sizes: list[tuple[int, int]] = []
 

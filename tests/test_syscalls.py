@@ -16,6 +16,8 @@ from emu.loader import BootState
 from emu.machine import Machine, StopReason
 from emu.memory import MIB, GuestMemory
 from emu.stats import Kind
+from hypercalls.fake import FakeCalls
+from hypercalls.loading import load_objects
 from hypercalls.syscalls import PASS, Syscall, SyscallCall
 
 NUMBER = 39
@@ -75,6 +77,19 @@ def test_a_machine_without_handlers_looks_at_no_number() -> None:
 def test_two_handlers_for_one_number_are_refused_in_one_line() -> None:
     with pytest.raises(EmuError, match=r"^theirs: system call 39 belongs to mine$"):
         Machine(64 * MIB, Fittings(syscalls=(MINE, Syscall(NUMBER, "theirs", lambda call: PASS))))
+
+
+def test_the_document_s_handlers_do_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[1] / "docs" / "syscalls.md").read_text()
+    file = tmp_path / "calls.py"
+    file.write_text(document.split("```python\n")[1].split("```")[0])
+    getcpu, log_writes = load_objects(str(file), Syscall)
+    fakes = FakeCalls()
+    fakes.memory.write(0x1000, b"\xff" * 8)
+    assert fakes.syscall(getcpu, 0x1000, 0x1004) == 0
+    assert fakes.memory.read(0x1000, 8) == bytes(8)
+    assert fakes.syscall(log_writes, 2, 0x1000, 3) is fakes.syscall(log_writes, 1, 0x1000, 3) is PASS
+    assert capsys.readouterr().out.endswith(r"b'\x00\x00\x00'" + "\n")
 
 
 def test_names_that_lead_nowhere_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from emu.loader.elf import ELF_MAGIC, Segment, parse_elf
 from emu.loader.kernel import map_file
 from emu.loader.memory_map import EBDA, HIGH_MEMORY, Memory, memory_map
 
-__all__ = ["Module", "MultibootKernel", "is_multiboot", "load_multiboot", "read_modules", "read_multiboot"]
+__all__ = [
+    "Module", "MultibootKernel", "is_multiboot", "load_multiboot", "parse_multiboot", "read_modules", "read_multiboot",
+]
 
 # The header in the kernel's file, section 3.1
 HEADER_MAGIC = 0x1BADB002
@@ -139,7 +141,7 @@ def load_multiboot(
     taken = [(segment.address, segment.address + segment.size) for segment in kernel.segments]
     base = _gap(size, taken, INFORMATION_START, EBDA)
     if base is None:
-        base = _gap(size, taken, end, memory.low_size)
+        base = _gap(size, taken, _pages(end), memory.low_size)
     if base is None:
         raise BadImage(f"the command line of {len(texts[0])} bytes and the like do not fit beside {kernel.name}")
     memory.write(base, _information(base, memory, places, texts))

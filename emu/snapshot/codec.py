@@ -11,7 +11,6 @@ evaluated.
 from __future__ import annotations
 
 import sys
-from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -121,6 +120,9 @@ def _same(kind: type, noun: str) -> _Form:
     return _Form((kind,), (kind,), convert, convert)
 
 
+BOOL, STR, NONE = _same(bool, "true or false"), _same(str, "a string"), _same(NoneType, "null")
+
+
 def _integer(low: int, bits: int) -> _Form:
     high = 1 << bits
 
@@ -143,15 +145,9 @@ def _write_bytes(value: Any) -> str:
 
 def _read_bytes(value: Any) -> bytes:
     try:
-        return a2b_base64(value, strict_mode=True) if type(value) is str and value else _empty(value)
-    except (Base64Error, ValueError):
+        return a2b_base64(STR.decode(value), strict_mode=True)
+    except ValueError:
         raise _Wrong(f"{_shown(value)} is not base64") from None
-
-
-def _empty(value: Any) -> bytes:
-    if value != "":
-        raise _Wrong(f"{_shown(value)} is not base64")
-    return b""
 
 
 def _enumeration(kind: type[Enum]) -> _Form:
@@ -169,12 +165,10 @@ def _enumeration(kind: type[Enum]) -> _Form:
     return _Form((kind,), (str,), write, read)
 
 
-BOOL, STR, NONE = _same(bool, "true or false"), _same(str, "a string"), _same(NoneType, "null")
 INT = _integer(-1 << LARGEST_INT_BITS, LARGEST_INT_BITS)
 BYTES = _Form((bytes,), (str,), _write_bytes, _read_bytes)
 
-# Hints as they stand in most classes; they are not evaluated.
-COMMON: dict[str, _Form] = {"int": INT, "bool": BOOL, "str": STR, "bytes": BYTES}
+COMMON: dict[str, _Form] = {"int": INT, "bool": BOOL, "str": STR, "bytes": BYTES}   # hints that are not evaluated
 BASIC: dict[Any, _Form] = {int: INT, bool: BOOL, str: STR, bytes: BYTES, None: NONE, NoneType: NONE}
 
 
@@ -337,7 +331,7 @@ def _new_record(kind: type) -> _Form:
     def write(value: Any) -> dict[str, Any]:
         if type(value) is not kind:
             raise _Wrong(f"{_shown(value)} is not a {kind.__name__}")
-        return _members(encoders, vars(value) if hasattr(value, "__dict__") else _slots(value))
+        return _members(encoders, {name: getattr(value, name) for name in names})
 
     def read(value: Any) -> Any:
         if type(value) is not dict:
@@ -351,10 +345,6 @@ def _new_record(kind: type) -> _Form:
             raise _Wrong(str(error)) from None
 
     return _Form((kind,), (dict,), write, read, kind)
-
-
-def _slots(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _members(converts: list[tuple[str, Convert]], value: dict[str, Any]) -> dict[str, Any]:

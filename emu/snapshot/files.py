@@ -228,7 +228,7 @@ def _open_ram(directory: int, path: str, header: Header, digest: str) -> int:
             end = os.pread(fd, PAGE, header.ram.size)
         except OSError as error:
             raise BadSnapshot(f"{path}/{RAM} cannot be read: {error.strerror}") from None
-        if end != trailer(header.id, digest, header.ram.size):
+        if end != trailer(header.id, digest):
             raise BadSnapshot(f"{path}/{RAM} is damaged, or belongs to another snapshot")
         return fd
     except BaseException:

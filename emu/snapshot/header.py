@@ -22,7 +22,9 @@ try:
 except ImportError:
     from hashlib import sha256
 
-__all__ = ["LARGEST_HEADER", "BaseLink", "FileEntry", "Header", "Pairs", "RamEntry", "pack", "pairs", "unpack"]
+__all__ = [
+    "LARGEST_HEADER", "VERSION", "BaseLink", "FileEntry", "Header", "Pairs", "RamEntry", "pack", "pairs", "unpack",
+]
 
 VERSION = 1
 LARGEST_HEADER = 256 * MIB              # a guest can have 80 MiB of 9P listings and attributes open

@@ -26,7 +26,7 @@ CHUNK = MIB
 MAPPED_PAGES = 16                       # shorter runs are read into place: a mapping costs as much as some pages
 MOST_MAPPED = 8192                      # runs; the host allows a process 65,530 mappings
 GAP_PAGES = 16                          # zeros between data that are mapped along with it
-TRAILER = struct.Struct("<16s16s32sQ")  # magic, id, digest of the header, size of RAM
+TRAILER = struct.Struct("16s16s32s")    # magic, id, digest of the header
 TRAILER_MAGIC = b"pvemu snapshot\0\0"
 ALL_DATA = re.compile(b"[\x02]+")
 
@@ -124,16 +124,14 @@ def ram_digest(fd: int, held: Ranges, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def trailer(identity: str, header_digest: str, size: int) -> bytes:
+def trailer(identity: str, header_digest: str) -> bytes:
     """The page behind RAM; other than exactly this, it is another snapshot's.
 
     Args:
         identity: the snapshot's id, as hexadecimal.
         header_digest: SHA-256 of its header, as hexadecimal.
-        size: bytes of RAM.
     """
-    digests = bytes.fromhex(identity), bytes.fromhex(header_digest)
-    return TRAILER.pack(TRAILER_MAGIC, *digests, size).ljust(PAGE, b"\0")
+    return TRAILER.pack(TRAILER_MAGIC, bytes.fromhex(identity), bytes.fromhex(header_digest)).ljust(PAGE, b"\0")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def save_snapshot(
         memory: the guest's RAM.
         base: the snapshot that the memory was mapped from: only what differs is saved, and the base is needed ever
             after; None saves all.
-        files: others to save, by name; each is called with the path to write to.
+        files: others to save, by name; each is called with the path to write to, and raises OSError or ValueError if
+            it cannot.
         progress: called with bytes of RAM done, and in all.
 
     Raises:
@@ -52,24 +53,37 @@ def save_snapshot(
         _check_base(target, memory, base)
     try:
         with replacing(target) as aside:
-            entries = _write_files(Path(aside), files or {})
-            fd = os.open(os.path.join(aside, RAM), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                plan = _plan(memory, base)
-                header = _header(target, memory, plan, write_ram(fd, memory, plan, progress), base, entries)
-                content, digest = pack(header, state)
-                if len(content) > LARGEST_HEADER:
-                    raise EmuError(f"cannot save {target}: the machine's state has {len(content) // MIB} MiB")
-                os.pwrite(fd, trailer(header.id, digest, memory.size), memory.size)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            with open(os.path.join(aside, HEADER), "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(aside, target, state, memory, base, files or {}, progress)
     except OSError as error:
         raise EmuError(f"cannot save {target}: {error.strerror}") from None
+
+
+def _write(
+    aside: str,
+    target: str,
+    state: Any,
+    memory: GuestMemory,
+    base: Snapshot | None,
+    files: Mapping[str, WriteFile],
+    progress: Progress,
+) -> None:
+    """Fill the directory that becomes the snapshot."""
+    entries = _write_files(Path(aside), files)
+    fd = os.open(os.path.join(aside, RAM), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        plan = _plan(memory, base)
+        header = _header(target, memory, plan, write_ram(fd, memory, plan, progress), base, entries)
+        content, digest = pack(header, state)
+        if len(content) > LARGEST_HEADER:
+            raise EmuError(f"cannot save {target}: the machine's state has {len(content) // MIB} MiB")
+        os.pwrite(fd, trailer(header.id, digest), memory.size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    with open(os.path.join(aside, HEADER), "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _check_target(target: str) -> None:
@@ -126,7 +140,10 @@ def _write_files(aside: Path, files: Mapping[str, WriteFile]) -> tuple[FileEntry
     entries = []
     for name, write in files.items():
         path = directory / name
-        write(path)
+        try:
+            write(path)
+        except ValueError as error:         # a disk's
+            raise EmuError(f"cannot save {path.name}: {error}") from None
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         entries.append(FileEntry(name, path.stat().st_size, file_digest(path)))

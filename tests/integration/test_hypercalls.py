@@ -159,6 +159,12 @@ def test_files_go_both_ways_whole(machine: Machine, host: Path) -> None:
     assert (host / "copy").read_bytes() == (host / "big").read_bytes()
 
 
+def test_who_reads_a_file_slowly_keeps_nobody_from_the_mailbox(machine: Machine, host: Path) -> None:
+    rest = (host / "big").stat().st_size - 1
+    slowly = "{ dd bs=1 count=1 of=/dev/null 2>/dev/null; pv cat hello; wc -c; }"
+    assert ok(machine, f"pv cat big | {slowly}") == f"hello from the host\n{rest}\n"
+
+
 def test_no_link_leads_out_of_the_directory(machine: Machine) -> None:
     assert fails(machine, "pv cat outside") == "pv: outside: a symbolic link"
     assert fails(machine, "pv cat ../x") == "pv: ../x: not the path of a file below the host's directory"

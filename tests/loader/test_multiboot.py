@@ -323,8 +323,9 @@ def test_modules_that_are_not_there(given: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_long_command_line_goes_where_there_is_room() -> None:
-    memory, state = load(line="x" * 0x9_0000)
-    assert state.gdt_base > BASE
+    memory, state = load(IMAGES["ELF32"], Module(memoryview(b"m" * 5001), "m"), line="x" * 0x9_0000)
+    assert state.gdt_base > BASE and state.gdt_base % 4096 == 0
+    assert b"m" * 5001 in memory.ram
     assert text(memory, information(memory, state)[COMMAND_LINE]) == b"x" * 0x9_0000
 
 

@@ -195,8 +195,7 @@ def test_emu_boot_shows_the_serial_line_and_ends_with_the_kernels_status(tmp_pat
     assert (ended.returncode, ended.stderr) == (43, b"")
 
 
-def test_emu_boot_types_its_input_without_an_end_of_it(tmp_path: Path) -> None:
-    """At Ctrl-D the kernel would say Ctrl-E."""
+def test_emu_boot_types_its_input_at_the_kernel(tmp_path: Path) -> None:
     ended = emu_boot("--kernel", program(tmp_path, ECHO), typed=b"HAL\0")
     assert (ended.returncode, ended.stdout, ended.stderr) == (11, b"IBM", b"")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,9 @@ def saved(memory: GuestMemory, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("saved") / "machine.snap"
     save_snapshot(path, State(), memory, files={"disk0": lambda file: file.write_bytes(b"overlay" + bytes(3 << 20))})
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's files need not outlive the machine's power."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)

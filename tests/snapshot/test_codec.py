@@ -171,7 +171,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": "a"}, ".data: 'a' is not base64"),
     ({"data": "YQ==\n"}, r".data: 'YQ==\n' is not base64"),
     ({"data": "é"}, r".data: '\xe9' is not base64"),
-    ({"data": 0}, ".data: 0 is not base64"),
+    ({"data": 0}, ".data: 0 is not a string"),
     ({"maybe": "x"}, ".maybe: 'x' is not of any type"),
     ({"maybe": False}, ".maybe: False is not of any type"),
     ({"either": 1}, ".either: 1 is not of any type"),

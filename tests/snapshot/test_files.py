@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from emu.snapshot import ram as ram_file
 from emu.snapshot.files import Snapshot
 from emu.snapshot.pages import PAGE, dirty_ranges
 from emu.snapshot.save import save_snapshot
-from tests.snapshot.snapshots import SIZE, State, content, new_memory, scribble, tree
+from tests.snapshot.snapshots import SIZE, State, content, copy_snapshots, new_memory, scribble, tree
 
 NOBODY = 65534
 
@@ -84,12 +85,12 @@ def test_progress_ends_with_all(memory: GuestMemory, tmp_path: Path) -> None:
 
 
 def test_a_restored_machine_writes_to_copies(saved: Path) -> None:
-    before = tree(saved)
+    before = tree(saved, checksums=True)
     with Snapshot.open(saved) as snapshot:
         one, other = snapshot.map_memory(), snapshot.map_memory()
     one.ram[:] = b"x" * SIZE
     assert other.ram[:PAGE] == content(0, 1)
-    assert tree(saved) == before
+    assert tree(saved, checksums=True) == before
     for memory in (one, other):
         memory.close()
 
@@ -157,14 +158,21 @@ def test_mapped_memory_outlives_its_snapshot(memory: GuestMemory, tmp_path: Path
         each.close()
 
 
-def test_a_snapshot_that_may_only_be_read_is_restored(saved: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that any user can reach."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+        for path in Path(name).rglob("*"):
+            path.chmod(0o755)
+
+
+def test_a_snapshot_that_may_only_be_read_is_restored(saved: Path, public: Path) -> None:
     """As a plain user: root may write anywhere."""
-    path = tmp_path / "copy"
-    shutil.copytree(saved, path)
+    path = copy_snapshots(saved, public / "copy")
     for each in (*path.rglob("*"), path):
         each.chmod(0o555 if each.is_dir() else 0o444)
-    for above in path.parents[:3]:
-        above.chmod(above.stat().st_mode | 0o011)
     child = os.fork()
     if not child:
         status = 1
@@ -216,11 +224,9 @@ def test_many_restores_leave_nothing_behind(saved: Path) -> None:
 
 
 @pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Iterator[Path]:
+def copy(saved: Path, tmp_path: Path) -> Path:
     """A copy of the snapshot, to be damaged."""
-    path = tmp_path / "machine.snap"
-    shutil.copytree(saved, path)
-    yield path
+    return copy_snapshots(saved, tmp_path / "machine.snap")
 
 
 def overwrite(path: Path, at: int, data: bytes) -> None:
@@ -322,7 +328,7 @@ def test_what_is_no_snapshot_is_not_replaced(memory: GuestMemory, tmp_path: Path
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / "header.json").write_bytes(b"mine")
-    shutil.copytree(saved, tmp_path / "almost")
+    copy_snapshots(saved, tmp_path / "almost")
     (tmp_path / "almost" / "notes.txt").write_bytes(b"mine")
     before = tree(tmp_path)
     with pytest.raises(EmuError, match="something else than a snapshot is there"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from emu.memory import GuestMemory
 from emu.snapshot.files import LONGEST_CHAIN, Snapshot
 from emu.snapshot.pages import PAGE
 from emu.snapshot.save import save_snapshot
-from tests.snapshot.snapshots import SIZE, State, new_memory, scribble, tree
+from tests.snapshot.snapshots import SIZE, State, copy_snapshots, new_memory, scribble, tree
 
 
 def restored(path: Path) -> tuple[Snapshot, GuestMemory]:
@@ -36,35 +35,40 @@ def grow(base: Path, path: Path, seed: int) -> bytes:
     return content
 
 
+Chain = list[tuple[Path, bytes]]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A snapshot to build on."""
-    path = tmp_path_factory.mktemp("chain") / "base.snap"
+def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bytes]]:
+    """A directory with base.snap, and 2.snap to 4.snap, each built on the one before; the memory of the latter."""
+    directory = tmp_path_factory.mktemp("chain")
     memory = new_memory()
-    save_snapshot(path, State(), memory)
+    save_snapshot(directory / "base.snap", State(), memory)
     memory.close()
-    return path
-
-
-@pytest.fixture
-def base(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(whole, tmp_path / "base.snap"))
-
-
-@pytest.fixture
-def chain(base: Path, tmp_path: Path) -> Iterator[list[tuple[Path, bytes]]]:
-    """Three that build on it and on each other, with what their memory is."""
-    made = []
-    below = base
+    below = directory / "base.snap"
+    contents = []
     for seed in (2, 3, 4):
-        path = tmp_path / f"{seed}.snap"
-        made.append((path, grow(below, path, seed)))
+        path = directory / f"{seed}.snap"
+        contents.append(grow(below, path, seed))
         below = path
-    yield made
+    return directory, contents
 
 
-def test_every_snapshot_of_a_chain_is_restored(chain: list[tuple[Path, bytes]]) -> None:
+@pytest.fixture
+def base(originals: tuple[Path, list[bytes]], tmp_path: Path) -> Path:
+    """A copy of the lowest."""
+    return copy_snapshots(originals[0] / "base.snap", tmp_path / "base.snap")
+
+
+@pytest.fixture
+def chain(originals: tuple[Path, list[bytes]], base: Path, tmp_path: Path) -> Chain:
+    """Copies of those that build on it, with what their memory is."""
+    names = "2.snap", "3.snap", "4.snap"
+    paths = [copy_snapshots(originals[0] / name, tmp_path / name) for name in names]
+    return list(zip(paths, originals[1], strict=True))
+
+
+def test_every_snapshot_of_a_chain_is_restored(chain: Chain) -> None:
     for depth, (path, content) in enumerate(chain, 2):
         snapshot, memory = restored(path)
         with snapshot:
@@ -75,7 +79,7 @@ def test_every_snapshot_of_a_chain_is_restored(chain: list[tuple[Path, bytes]]) 
         memory.close()
 
 
-def test_all_of_a_chain_can_be_copied_into_huge_pages(chain: list[tuple[Path, bytes]]) -> None:
+def test_all_of_a_chain_can_be_copied_into_huge_pages(chain: Chain) -> None:
     path, content = chain[-1]
     with Snapshot.open(path) as snapshot:
         memory = snapshot.map_memory(copy=True)
@@ -155,7 +159,7 @@ def test_a_chain_is_the_last_memory_of_it(tmp_path: Path, generations: list[list
         shutil.rmtree(path)
 
 
-def test_a_chain_can_be_moved_together(chain: list[tuple[Path, bytes]], tmp_path: Path) -> None:
+def test_a_chain_can_be_moved_together(chain: Chain, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for path in ("base.snap", "2.snap", "3.snap", "4.snap"):
         (tmp_path / path).rename(tmp_path / "elsewhere" / path)
@@ -166,9 +170,9 @@ def test_a_chain_can_be_moved_together(chain: list[tuple[Path, bytes]], tmp_path
 
 
 def test_saving_on_a_base_leaves_it_alone(base: Path, tmp_path: Path) -> None:
-    before = tree(base)
+    before = tree(base, checksums=True)
     grow(base, tmp_path / "x", 7)
-    assert tree(base) == before
+    assert tree(base, checksums=True) == before
 
 
 # --- what can be wrong --------------------------------------------------------------------------------------------
@@ -184,7 +188,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_missing_base_is_told(chain: list[tuple[Path, bytes]], base: Path) -> None:
+def test_a_missing_base_is_told(chain: Chain, base: Path) -> None:
     shutil.rmtree(base)
     assert refused(chain[0][0]) == (
         f"{chain[0][0]} builds on another snapshot: cannot open the snapshot {base}: No such file or directory"
@@ -192,12 +196,12 @@ def test_a_missing_base_is_told(chain: list[tuple[Path, bytes]], base: Path) -> 
     refused(chain[2][0])
 
 
-def test_a_damaged_base_is_told(chain: list[tuple[Path, bytes]], base: Path) -> None:
+def test_a_damaged_base_is_told(chain: Chain, base: Path) -> None:
     os.truncate(base / "ram", SIZE)
     assert "builds on another snapshot" in refused(chain[2][0])
 
 
-def test_a_replaced_base_is_told(chain: list[tuple[Path, bytes]], base: Path) -> None:
+def test_a_replaced_base_is_told(chain: Chain, base: Path) -> None:
     memory = new_memory(8)
     save_snapshot(base, State(), memory)
     memory.close()
@@ -224,7 +228,7 @@ def test_a_base_of_another_machine_is_refused(base: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["base.snap", "2.snap", "4.snap"])
 def test_a_snapshot_is_not_replaced_by_what_builds_on_it(
-    chain: list[tuple[Path, bytes]], tmp_path: Path, name: str
+    chain: Chain, tmp_path: Path, name: str
 ) -> None:
     snapshot, memory = restored(tmp_path / "4.snap")
     before = tree(tmp_path)
@@ -255,7 +259,7 @@ def test_a_chain_has_an_end(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_longer_chain_that_somebody_has_made_is_refused(
-    chain: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from emu.snapshot import files
 

@@ -162,6 +162,14 @@ def test_an_interrupted_first_save_leaves_nothing(other: GuestMemory, tmp_path: 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("error", [ValueError("a bad disk"), OSError(errno.ENOSPC, "a bad disk")])
+def test_another_file_that_cannot_be_saved_is_an_error(old: Path, other: GuestMemory, error: Exception) -> None:
+    before = tree(old.parent)
+    with pytest.raises(EmuError, match=r"^cannot save .*: a bad disk$"):
+        save_snapshot(old, State("new"), other, files={"disk0": fails(error)})
+    assert tree(old.parent) == before
+
+
 def test_a_save_whose_names_cannot_be_put_back_is_put_back_by_hand(
     old: Path, other: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
