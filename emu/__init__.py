@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MicroGuest", "Result", "StopReason", "boot", "restore",
+    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MicroGuest", "Result", "StopReason",
+    "boot", "restore",
 ]
 
 if TYPE_CHECKING:

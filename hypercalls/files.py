@@ -83,7 +83,7 @@ def pv_write(call: Call) -> None:
 
     Guest ABI: as PV_READ, but the buffer, at most 1 MiB, holds what is to be written; in the mailbox that follows the
     path. Flags: bit 0 make the file if it is not there (its mode is 0644), bit 1 truncate it first, bit 2 write at
-    its end, whatever the offset.
+    its end, whatever the offset. The result is how many bytes were stored: fewer if the host's disk is full.
     """
     request, files = _request(call), _files(call)
     try:

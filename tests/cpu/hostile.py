@@ -38,6 +38,7 @@ class Attack:
         rflags: flags at their start.
         patches: (guest-physical address, bytes as hexadecimal) written over the tables before.
         resume: whether handlers return; they halt otherwise.
+        seconds: after which it may still run.
     """
 
     code: str
@@ -45,6 +46,7 @@ class Attack:
     rflags: int = 2
     patches: list[tuple[int, str]] = field(default_factory=list)
     resume: bool = True
+    seconds: float = RUN_SECONDS
 
     def line(self) -> str:
         """The attack as a line for the worker."""
@@ -62,7 +64,7 @@ def run(attack: Attack) -> str:
         machine.start(state)
         machine.board.cpu.write_msr(MSR_EFER, EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE)
         try:
-            machine.drive(lambda: False, RUN_SECONDS)
+            machine.drive(lambda: False, attack.seconds)
         except GuestStopped as stopped:
             return str(stopped)
         return "still runs"

@@ -338,7 +338,9 @@ def test_without_a_directory_there_are_no_files(pv: Pv) -> None:
     assert pv.fails("cat", "file") == pv.fails("put", "file", input=b"content") == message
 
 
-@pytest.mark.parametrize("words", [("",), ("hello",), ("two  blanks", "word"), ("%s \\n\\0", "ü"), ("a\nb",), ("=" * 64,)])
+@pytest.mark.parametrize(
+    "words", [("",), ("hello",), ("two  blanks", "word"), ("%s \\n\\0", "ü"), ("a\nb",), ("=" * 64,)]
+)
 def test_print_shows_a_line(pv: Pv, words: tuple[str, ...]) -> None:
     pv.ok("print", *words)
     assert pv.driver.fakes.machine.console == " ".join(words).encode() + b"\n"
