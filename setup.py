@@ -33,7 +33,10 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.7"],
-        "test": ["pytest>=7.4", "hypothesis>=6.80", "pytest-benchmark>=4.0", "pytest-timeout>=2.1", "matplotlib>=3.7"],
+        "test": [
+            "pytest>=7.4", "hypothesis>=6.80", "pytest-benchmark>=4.0", "pytest-timeout>=2.1", "pytest-xdist>=3.3",
+            "matplotlib>=3.7",
+        ],
         "lint": ["ruff>=0.4", "mypy>=1.8"],
     },
     entry_points={"console_scripts": ["emu=emu.cli:main"], "pytest11": ["emu.pytest_plugin=emu.pytest_plugin"]},
