@@ -6,13 +6,13 @@ caller keeps them within the disk. What the host refuses at run time is an `OSEr
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 __all__ = ["SECTOR", "Disk", "DiskError", "Image"]
 
@@ -213,20 +213,27 @@ def zeroes(size: int) -> list[memoryview]:
     return [page[: size - offset] for offset in range(0, size, 64 * KIB)]
 
 
+@cache
+def _libc() -> Any:
+    import ctypes  # 2 ms, and most machines have no disk
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
+    return libc
+
+
 def make_zero(fd: int, mode: int, offset: int, size: int) -> bool:
     """Make a range of a file read as zeros without writing them; False where the host cannot.
 
     Args:
         mode: PUNCH_HOLE or ZERO_RANGE: the room is given back, or kept.
     """
-    while size and _libc.fallocate(fd, mode | KEEP_SIZE, offset, size):
+    import ctypes
+
+    while size and _libc().fallocate(fd, mode | KEEP_SIZE, offset, size):
         error = ctypes.get_errno()
         if error in NOT_SUPPORTED:
             return False
         if error != errno.EINTR:
             raise OSError(error, os.strerror(error))
     return True
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64

@@ -20,7 +20,7 @@ from devices.uart16550a import COM1, Uart16550A
 from devices.virtio.device import VirtioDevice
 from devices.virtio.pci import VirtioPci
 from emu.accounting import Accounting
-from emu.acpi.tables import GENERATION_ID, GENERATION_ID_SIZE, AcpiConfig, build_tables, gsi_of
+from emu.acpi.wiring import GENERATION_ID, GENERATION_ID_SIZE, gsi_of
 from emu.board_state import POWER_ON, BoardState, PeripheralsState
 from emu.bus import MmioBus, MsrBus, PortBus
 from emu.clock import GuestClock
@@ -253,6 +253,8 @@ class Board:
                 self.cpu.map_mmio(start, end - start, self.mmio.read, self.mmio.write)
 
     def _write_tables(self) -> None:
+        from emu.acpi.tables import AcpiConfig, build_tables  # a machine that is restored has them
+
         config = AcpiConfig(pci_memory=(HOLE_START, VMCB - HOLE_START), pci_config=PCI_CONFIG)
         for address, table in build_tables(config):
             self.memory.write(address, table)

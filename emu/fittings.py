@@ -17,7 +17,7 @@ from hypercalls.syscalls import Syscall
 if TYPE_CHECKING:
     from devices.disk import Disk
     from devices.p9.export import Export
-    from devices.p9.state import P9State
+    from devices.p9.saved import P9State
     from devices.p9.whole_files import WholeFiles
     from devices.virtio.blk import Blk, BlkState
     from devices.virtio.device import VirtioDevice

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from emu.acpi.tables import RSDP_ADDRESS
+from emu.acpi.wiring import RSDP_ADDRESS
 from emu.cache import Cache
 from emu.errors import EmuError
 from emu.fetch import KERNELS, Guest, fetch_guest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devices import Clock
 from devices.disk import Disk
-from devices.p9.state import P9State
+from devices.p9.saved import P9State
 from devices.virtio.blk import BlkState
 from devices.virtio.console import Console, ConsoleState
 from devices.virtio.device import VirtioDevice

@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from devices.p9 import guards
 from devices.p9.export import Limits
 from devices.p9.nodes import Node, Tree
+from devices.p9.saved import LockRequest
 
-__all__ = ["CLOSED", "Fid", "FidTable", "Listing", "LockRequest", "Xattr"]
+__all__ = ["CLOSED", "Fid", "FidTable", "Listing", "Xattr"]
 
 CLOSED = -1
-
-LockRequest = tuple[int, int, int]
-"""Type, start and length of a lock that was granted, as on the wire."""
 
 
 @dataclass

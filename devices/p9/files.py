@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from devices.p9 import guards
 from devices.p9.attributes import store_xattr
 from devices.p9.export import ACCESS_MODE, WIRE_TRUNC, host_flags, reopen, writes
-from devices.p9.fids import Fid, Listing, LockRequest, Xattr
+from devices.p9.fids import Fid, Listing, Xattr
 from devices.p9.messages import (
     Empty,
     Rgetlock,
@@ -30,6 +30,7 @@ from devices.p9.messages import (
     Treaddir,
     Twrite,
 )
+from devices.p9.saved import LockRequest
 from devices.p9.session import Session, qid_type
 
 if TYPE_CHECKING:

@@ -58,8 +58,9 @@ from devices.p9.messages import (
     Txattrwalk,
     encode,
 )
+from devices.p9.saved import P9State
 from devices.p9.session import LARGEST_MSIZE, SMALLEST_MSIZE, Session
-from devices.p9.state import P9State, restore, save
+from devices.p9.state import restore, save
 from devices.virtio.device import BadRequest
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Sequence
 
 from devices.p9.export import Export
+from devices.p9.saved import P9State
 from devices.p9.server import P9Server
-from devices.p9.state import P9State
 from devices.virtio.device import VirtioDevice
 from devices.virtio.queue import Queue
 

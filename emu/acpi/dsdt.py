@@ -14,13 +14,13 @@ from emu.acpi.resources import (
     word_bus_number,
     word_io,
 )
+from emu.acpi.wiring import gsi_of
 
-__all__ = ["CPU_UID", "PCI_CONFIG_PORTS", "PCI_CONFIG_SIZE", "PCI_LAST_BUS", "definition_block", "gsi_of"]
+__all__ = ["CPU_UID", "PCI_CONFIG_PORTS", "PCI_CONFIG_SIZE", "PCI_LAST_BUS", "definition_block"]
 
 CPU_UID = 0                         # the MADT names the processor by it
 
 PCI_DEVICES, PCI_PINS = 32, 4
-PCI_GSI_BASE, PCI_GSIS = 16, 4
 PCI_CONFIG_PORTS = 0xCF8, 8         # first, length
 LAST_PORT = 0xFFFF
 PCI_LAST_BUS = 0
@@ -28,11 +28,6 @@ PCI_CONFIG_SIZE = 1 << 20           # mapped: 4 KiB for each of the bus' functio
 ANY_FUNCTION = 0xFFFF               # of an address in _PRT
 STATUS_CHANGED = 0x80               # a device's own notification
 HARDWIRED = 0                       # no link device: what follows is the GSI
-
-
-def gsi_of(device_number: int, pin: int) -> int:
-    """The global system interrupt that a PCI device's pin (0 is INTA) is wired to: level-triggered, shared."""
-    return PCI_GSI_BASE + (device_number + pin) % PCI_GSIS
 
 
 def definition_block(

@@ -18,15 +18,11 @@ from devices.acpi_pm import (
     RESET_PORT,
     RESET_VALUE,
 )
-from emu.acpi.dsdt import CPU_UID, PCI_LAST_BUS, definition_block, gsi_of
+from emu.acpi.dsdt import CPU_UID, PCI_LAST_BUS, definition_block
+from emu.acpi.wiring import GENERATION_ID, RSDP_ADDRESS
 
-__all__ = [
-    "GENERATION_ID", "GENERATION_ID_SIZE", "IO_APIC", "IO_APIC_ID", "LOCAL_APIC", "RSDP_ADDRESS", "SCI", "AcpiConfig",
-    "build_tables", "gsi_of",
-]
+__all__ = ["IO_APIC", "IO_APIC_ID", "LOCAL_APIC", "SCI", "AcpiConfig", "build_tables"]
 
-RSDP_ADDRESS = 0xF_0000             # guests without a boot protocol scan from here to 1 MiB, in steps of 16
-GENERATION_ID, GENERATION_ID_SIZE = 0xF_FF00, 16       # beyond the tables: 128 random bits, new after a restore
 SCI = 9                             # ISA interrupt and GSI
 
 LOCAL_APIC, LOCAL_APIC_ID = 0xFEE0_0000, 0

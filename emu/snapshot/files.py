@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from emu.errors import BadSnapshot
 from emu.memory import MIB, GuestMemory
 from emu.snapshot.codec import decode
-from emu.snapshot.header import LARGEST_HEADER, BaseLink, Header, unpack
+from emu.snapshot.header import LARGEST_HEADER, BaseLink, Header, ranges, unpack
 from emu.snapshot.pages import PAGE
-from emu.snapshot.ram import Layer, Progress, map_layers, ram_digest, trailer
+from emu.snapshot.ram import Layer, Progress, RamFile, map_files, ram_digest, trailer
 
 __all__ = ["FILES", "HEADER", "LONGEST_CHAIN", "RAM", "Snapshot", "file_digest", "no_progress"]
 
@@ -127,7 +127,7 @@ class Snapshot:
             EmuError: the host has no room.
             BadSnapshot: RAM cannot be read.
         """
-        memory = map_layers(self._layers(), self.header.ram.size, self.id, copy)
+        memory = map_files(self._ram_files(), self.header.ram.size, self.id, copy)
         if eager_bytes and not copy:
             from emu.snapshot import hot
 
@@ -140,10 +140,9 @@ class Snapshot:
                 raise BadSnapshot(f"{self.path}: its RAM cannot be read: {error.strerror}") from None
         return memory
 
-    def _layers(self) -> list[Layer]:
-        entry = self.header.ram
-        layer = Layer(str(self.path), self._fd, entry.ranges(entry.held), entry.ranges(entry.zero))
-        return [*(self.base._layers() if self.base else ()), layer]
+    def _ram_files(self) -> list[RamFile]:
+        file = RamFile(str(self.path), self._fd, _layer(self.header))
+        return [*(self.base._ram_files() if self.base else ()), file]
 
     @property
     def depth(self) -> int:
@@ -159,9 +158,8 @@ class Snapshot:
         Raises:
             BadSnapshot: something is not as it was saved.
         """
-        entry = self.header.ram
         try:
-            if ram_digest(self._fd, entry.ranges(entry.held), progress) != entry.sha256:
+            if ram_digest(self._fd, _layer(self.header), progress) != self.header.ram.sha256:
                 raise BadSnapshot(f"{self.path / RAM} is damaged: it does not have its checksum")
             for file in self.header.files:
                 if file_digest(self.path / FILES / file.name) != file.sha256:
@@ -184,6 +182,13 @@ class Snapshot:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _layer(header: Header) -> Layer:
+    entry = header.ram
+    if header.base:
+        return Layer.delta(ranges(entry.held), ranges(entry.zero))
+    return Layer.whole(entry.size, ranges(entry.held))
 
 
 def _open_regular(directory: int, path: str, name: str) -> tuple[int, int]:
@@ -221,11 +226,11 @@ def _check_files(directory: int, path: str, header: Header) -> None:
 def _open_ram(directory: int, path: str, header: Header, digest: str) -> int:
     fd, size = _open_regular(directory, path, RAM)
     try:
-        expected = header.ram.size + PAGE
+        expected = _layer(header).size + PAGE
         if size != expected:
             raise BadSnapshot(f"{path}/{RAM} has {size} bytes, and had {expected}")
         try:
-            end = os.pread(fd, PAGE, header.ram.size)
+            end = os.pread(fd, PAGE, expected - PAGE)
         except OSError as error:
             raise BadSnapshot(f"{path}/{RAM} cannot be read: {error.strerror}") from None
         if end != trailer(header.id, digest):

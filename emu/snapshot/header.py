@@ -23,7 +23,8 @@ except ImportError:
     from hashlib import sha256
 
 __all__ = [
-    "LARGEST_HEADER", "VERSION", "BaseLink", "FileEntry", "Header", "Pairs", "RamEntry", "pack", "pairs", "unpack",
+    "LARGEST_HEADER", "VERSION", "BaseLink", "FileEntry", "Header", "Pairs", "RamEntry", "pack", "pairs", "ranges",
+    "unpack",
 ]
 
 VERSION = 1
@@ -49,7 +50,7 @@ class RamEntry:
     Attributes:
         size, low_size: bytes of RAM, and of those below the hole.
         page: bytes that the pairs count in.
-        held, zero: what the file has, and what is zero whatever the base has (`emu.snapshot.ram.Plan`).
+        held, zero: what the file has, and what is zero whatever the base has (`emu.snapshot.ram.Layer`).
         sha256: of what is held.
     """
 
@@ -82,12 +83,6 @@ class RamEntry:
                 raise ValueError("a range of pages behind the end of RAM")
         if not DIGEST.fullmatch(self.sha256):
             raise ValueError("no SHA-256")
-
-    @staticmethod
-    def ranges(numbers: Pairs) -> Ranges:
-        """Pairs as ranges of bytes."""
-        both = zip(numbers[::2], numbers[1::2], strict=True)
-        return tuple((first * PAGE, (first + pages) * PAGE) for first, pages in both)
 
 
 @dataclass(frozen=True)
@@ -137,9 +132,15 @@ class Header:
             raise ValueError("no id")
 
 
-def pairs(ranges: Ranges) -> Pairs:
+def ranges(numbers: Pairs) -> Ranges:
+    """Pairs as ranges of bytes."""
+    both = zip(numbers[::2], numbers[1::2], strict=True)
+    return tuple((first * PAGE, (first + pages) * PAGE) for first, pages in both)
+
+
+def pairs(parts: Ranges) -> Pairs:
     """Ranges of bytes as pairs."""
-    return tuple(number for start, end in ranges for number in (start // PAGE, (end - start) // PAGE))
+    return tuple(number for start, end in parts for number in (start // PAGE, (end - start) // PAGE))
 
 
 def pack(header: Header, state: Any) -> tuple[bytes, str]:

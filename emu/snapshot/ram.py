@@ -1,15 +1,14 @@
 """The RAM file of a snapshot: written sparse, mapped back privately.
 
-A byte of RAM stands at its own offset, so zeros are holes, and what is restored is mapped straight from the file. A
-trailer page behind it ties the file to its header. The file of an incremental snapshot is of the same size, but holds
-only what differs from its base, and is laid over it.
+A byte of RAM stands at its own offset, long runs of zeros are holes, and what is restored is mapped straight from the
+file. The file of an incremental snapshot holds only what differs from its base, and is laid over it. A trailer page
+at its end ties a file to its header.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import re
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,56 +19,85 @@ from emu.memory import MIB, GuestMemory, Ranges, new_ram
 from emu.snapshot.libc import address_of, map_at
 from emu.snapshot.pages import PAGE, SAME, contents, differences, runs
 
-__all__ = ["Layer", "Plan", "Progress", "map_layers", "plan_delta", "plan_whole", "ram_digest", "trailer", "write_ram"]
+__all__ = [
+    "Layer", "Part", "Progress", "RamFile", "map_files", "plan_delta", "plan_whole", "ram_digest", "trailer",
+    "write_ram",
+]
 
 CHUNK = MIB
-MAPPED_PAGES = 16                       # shorter runs are read into place: a mapping costs as much as some pages
-MOST_MAPPED = 8192                      # runs; the host allows a process 65,530 mappings
+MAPPED_PAGES = 16                       # shorter parts are read: it costs the same, and a process has few mappings
+MOST_MAPPED = 8192                      # parts; the host allows a process 65,530 mappings
 GAP_PAGES = 16                          # zeros between data that are mapped along with it
 TRAILER = struct.Struct("16s16s32s")    # magic, id, digest of the header
 TRAILER_MAGIC = b"pvemu snapshot\0\0"
-ALL_DATA = re.compile(b"[\x02]+")
 
 Progress = Callable[[int, int], object]
 """Called with bytes done and bytes in all."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a RAM file is to hold.
+class Part:
+    """A part of RAM that a file holds: its offsets in RAM, and where in the file it stands."""
+
+    start: int
+    end: int
+    at: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a RAM file holds.
 
     Attributes:
-        states: SAME, ZERO or DATA for each page.
-        held: parts that are read from the file, holes in them as zeros.
-        zero: long parts that are zero where the base has something.
+        parts: in order.
+        zero: long parts that are zero where the file below has something.
+        size: bytes of the file before its trailer.
     """
 
-    states: bytes | bytearray
-    held: Ranges
+    parts: tuple[Part, ...]
     zero: Ranges
+    size: int
+
+    @classmethod
+    def whole(cls, size: int, held: Ranges) -> Layer:
+        """All of RAM, of that many bytes, at its own offsets."""
+        return cls(tuple(Part(start, end, start) for start, end in held), (), size)
+
+    @classmethod
+    def delta(cls, held: Ranges, zero: Ranges) -> Layer:
+        """What differs from the file below, one part behind the other: holes would make thousands of extents."""
+        parts, at = [], 0
+        for start, end in held:
+            parts.append(Part(start, end, at))
+            at += end - start
+        return cls(tuple(parts), zero, at)
+
+    @property
+    def held(self) -> Ranges:
+        """The parts as ranges."""
+        return tuple((part.start, part.end) for part in self.parts)
 
 
-def plan_whole(memory: GuestMemory) -> Plan:
+def plan_whole(memory: GuestMemory) -> Layer:
     """All of a memory; short runs of zeros are taken for data, so that there are not too many parts."""
     states = contents(memory)
     gap = GAP_PAGES
     while len(held := runs(states, b"[\x02]+(?:[\x00]{1,%d}[\x02]+)*" % gap)) > MOST_MAPPED:
         gap *= 2
-    return Plan(states, held, ())
+    return Layer.whole(memory.size, held)
 
 
-def plan_delta(memory: GuestMemory, base: mmap.mmap) -> Plan:
+def plan_delta(memory: GuestMemory, base: mmap.mmap) -> Layer:
     """What differs from the base that the memory began as."""
     states = differences(memory, base)
     zero = runs(states, b"[\x01]{%d,}" % MAPPED_PAGES)
-    shown = bytearray(states)
     for start, end in zero:
-        shown[start // PAGE : end // PAGE] = bytes((SAME,)) * ((end - start) // PAGE)
-    return Plan(states, runs(shown, b"[\x01\x02]+"), zero)
+        states[start // PAGE : end // PAGE] = bytes((SAME,)) * ((end - start) // PAGE)
+    return Layer.delta(runs(states, b"[\x01\x02]+"), zero)
 
 
-def write_ram(fd: int, memory: GuestMemory, plan: Plan, progress: Progress) -> str:
-    """Write the file without its trailer.
+def write_ram(fd: int, memory: GuestMemory, layer: Layer, progress: Progress) -> str:
+    """Write a file without its trailer.
 
     Returns:
         SHA-256 of what is held, as hexadecimal.
@@ -80,18 +108,16 @@ def write_ram(fd: int, memory: GuestMemory, plan: Plan, progress: Progress) -> s
     from hashlib import sha256
 
     digest = sha256()
-    done, total = 0, sum(end - start for start, end in plan.held)
-    os.ftruncate(fd, memory.size)
+    done, total = 0, sum(part.end - part.start for part in layer.parts)
     with memoryview(memory.ram) as ram:
         progress(0, total)
-        for start, end in plan.held:
-            for at in range(start, end, CHUNK):
-                upto = min(at + CHUNK, end)
-                with ram[at:upto] as part:
-                    digest.update(part)
-                for data in ALL_DATA.finditer(plan.states, at // PAGE, upto // PAGE):
-                    _write(fd, ram, data.start() * PAGE, data.end() * PAGE)
-                done += upto - at
+        for part in layer.parts:
+            for start in range(part.start, part.end, CHUNK):
+                end = min(start + CHUNK, part.end)
+                with ram[start:end] as view:
+                    digest.update(view)
+                _write(fd, ram, start, end, part.at + start - part.start)
+                done += end - start
                 progress(done, total)
     return digest.hexdigest()
 
@@ -100,13 +126,14 @@ def write_ram(fd: int, memory: GuestMemory, plan: Plan, progress: Progress) -> s
 # view is released, however it ends.
 
 
-def _write(fd: int, ram: memoryview, start: int, end: int) -> None:
+def _write(fd: int, ram: memoryview, start: int, end: int, offset: int) -> None:
     while start < end:
-        with ram[start:end] as part:
-            start += os.pwrite(fd, part, start)
+        with ram[start:end] as view:
+            size = os.pwrite(fd, view, offset)
+        start, offset = start + size, offset + size
 
 
-def ram_digest(fd: int, held: Ranges, progress: Progress) -> str:
+def ram_digest(fd: int, layer: Layer, progress: Progress) -> str:
     """SHA-256 of what a file holds, as `write_ram` has found it.
 
     Raises:
@@ -115,11 +142,12 @@ def ram_digest(fd: int, held: Ranges, progress: Progress) -> str:
     from hashlib import sha256
 
     digest = sha256()
-    done, total = 0, sum(end - start for start, end in held)
-    for start, end in held:
-        for at in range(start, end, CHUNK):
-            digest.update(os.pread(fd, min(CHUNK, end - at), at))
-            done += min(CHUNK, end - at)
+    done, total = 0, sum(part.end - part.start for part in layer.parts)
+    for part in layer.parts:
+        for offset in range(part.at, part.at + part.end - part.start, CHUNK):
+            content = os.pread(fd, min(CHUNK, part.at + part.end - part.start - offset), offset)
+            digest.update(content)
+            done += len(content)
             progress(done, total)
     return digest.hexdigest()
 
@@ -135,28 +163,21 @@ def trailer(identity: str, header_digest: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One RAM file of a chain.
-
-    Attributes:
-        name: the snapshot, for messages.
-        fd: the file, open for reading.
-        held, zero: as in `Plan`.
-    """
+class RamFile:
+    """One RAM file of a chain: the snapshot's name, for messages; the file, open for reading; what it holds."""
 
     name: str
     fd: int
-    held: Ranges
-    zero: Ranges
+    layer: Layer
 
 
-def map_layers(layers: Sequence[Layer], size: int, origin: str, copy: bool) -> GuestMemory:
-    """RAM as the last of the layers has it, those before it being what it builds on.
+def map_files(files: Sequence[RamFile], size: int, origin: str, copy: bool) -> GuestMemory:
+    """RAM as the last of the files has it, each laid over those before it.
 
     Args:
-        layers: at most 255.
+        files: what is to be mapped.
         size: bytes of RAM.
-        origin: id of the last one.
+        origin: id of the last snapshot.
         copy: read all of it now, and map nothing.
 
     Raises:
@@ -164,40 +185,42 @@ def map_layers(layers: Sequence[Layer], size: int, origin: str, copy: bool) -> G
         BadSnapshot: a file cannot be mapped or read.
     """
     least = size + 1 if copy else MAPPED_PAGES * PAGE
-    while sum(end - start >= least for layer in layers for start, end in layer.held) > MOST_MAPPED:
+    while sum(part.end - part.start >= least for file in files for part in file.layer.parts) > MOST_MAPPED:
         least *= 2
     ram = new_ram(size)
     if copy:
         with suppress(OSError):
             ram.madvise(mmap.MADV_HUGEPAGE)         # before the pages are there
     backed = bytearray(size // PAGE)
-    for layer in layers:
+    for file in files:
         try:
-            _lay(layer, ram, least, backed)
+            _lay(file, ram, least, backed)
         except OSError as error:
-            raise BadSnapshot(f"{layer.name}: its RAM cannot be read: {error.strerror}") from None
+            raise BadSnapshot(f"{file.name}: its RAM cannot be read: {error.strerror}") from None
     return GuestMemory(size, ram, runs(backed, b"[\x01]+"), origin)
 
 
-def _lay(layer: Layer, ram: mmap.mmap, least: int, backed: bytearray) -> None:
-    """Lay a file over those before it; runs shorter than `least` are read. `backed` has 1 for each page mapped."""
+def _lay(file: RamFile, ram: mmap.mmap, least: int, backed: bytearray) -> None:
+    """Lay a file over those before it; parts shorter than `least` are read. `backed` has 1 for each page mapped."""
     address = address_of(ram)
-    for start, end in layer.zero:
+    for start, end in file.layer.zero:
         map_at(address + start, end - start)
         backed[start // PAGE : end // PAGE] = bytes((end - start) // PAGE)
     with memoryview(ram) as view:
-        for start, end in layer.held:
-            if end - start >= least:
-                map_at(address + start, end - start, layer.fd, start)
-                backed[start // PAGE : end // PAGE] = b"\x01" * ((end - start) // PAGE)
+        for part in file.layer.parts:
+            size = part.end - part.start
+            if size >= least:
+                map_at(address + part.start, size, file.fd, part.at)
+                backed[part.start // PAGE : part.end // PAGE] = b"\x01" * (size // PAGE)
             else:
-                _read(layer.fd, view, start, end)
+                _read(file.fd, view, part)
 
 
-def _read(fd: int, ram: memoryview, start: int, end: int) -> None:
-    while start < end:
-        with ram[start:end] as part:
-            size = os.preadv(fd, [part], start)
+def _read(fd: int, ram: memoryview, part: Part) -> None:
+    start, offset = part.start, part.at
+    while start < part.end:
+        with ram[start : part.end] as view:
+            size = os.preadv(fd, [view], offset)
         if not size:
             raise OSError(0, "it is too short")
-        start += size
+        start, offset = start + size, offset + size

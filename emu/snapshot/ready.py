@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,7 @@ __all__ = ["DEFAULT_MEMORY", "ready_snapshot"]
 
 KIND = "snapshot"
 LOCK = "lock"
+OUR_INPUTS = "images/*.*", "loader/*.py", "snapshot/ready.py", "__init__.py"
 KERNEL = "generic"
 DEFAULT_MEMORY = 128 << 20
 WARM_UP = 3                             # commands: their pages and programs are in the snapshot
@@ -40,14 +42,18 @@ def ready_snapshot(memory: int, phase: Phase, say: Callable[[str], None]) -> Pat
     cache = Cache()
     with phase("find the snapshot"):
         directory = cache.workspace(KIND)
-        path = directory / _key(cache, memory)
-        if _is_usable(path):
+        note = directory / f"ready-{memory}.json"
+        path = _noted(note)
+        if path is not None and _is_usable(path):
             return path
+        inputs = _inputs(cache)
+        path = directory / _key(inputs, memory)
     with _alone(directory):
         if not _is_usable(path):        # another process may have made it meanwhile
             say("making the default guest's snapshot; this takes some seconds, once")
             with phase("make the snapshot"):
                 _make(path, memory)
+        _write_note(note, path, inputs)
     return path
 
 
@@ -59,21 +65,54 @@ def _is_usable(path: Path) -> bool:
     return True
 
 
-def _key(cache: Cache, memory: int) -> str:
-    """A name for all that the snapshot depends on: files by path, size and time, which change with their content."""
-    from hashlib import sha256
-
+def _inputs(cache: Cache) -> list[Path]:
+    """The files that the snapshot depends on."""
     from emu.fetch import fetch_guest
-    from emu.images.inside import scripts
-    from emu.loader.linux import command_line
 
     guest = fetch_guest(cache, KERNEL)
-    digest = sha256(scripts())
-    for path in (guest.kernel_path, guest.package_path, guest.root_path):
-        status = os.stat(path)
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    digest.update(f"{__version__} {VERSION} {memory} {command_line('', None, False)}\n".encode())
+    package = Path(__file__).parents[1]
+    ours = sorted(path for pattern in OUR_INPUTS for path in package.glob(pattern))
+    return [guest.kernel_path, guest.package_path, guest.root_path, *ours]
+
+
+def _stamp(path: Path | str) -> list[str | int]:
+    status = os.stat(path)
+    return [os.fspath(path), status.st_size, status.st_mtime_ns]
+
+
+def _key(inputs: list[Path], memory: int) -> str:
+    """A name for all that the snapshot depends on: ours by content, what was fetched by name, size and time."""
+    from hashlib import sha256
+
+    digest = sha256(f"{__version__} {VERSION} {memory}\n".encode())
+    package = Path(__file__).parents[1]
+    for path in inputs:
+        if package in path.parents:
+            digest.update(path.read_bytes())
+        else:
+            digest.update(repr([path.name, *_stamp(path)[1:]]).encode())
     return digest.hexdigest()[:32]
+
+
+def _noted(note: Path) -> Path | None:
+    """The snapshot that was found last time, if nothing that it depends on has changed since: without any imports."""
+    try:
+        name, inputs = json.loads(note.read_bytes())
+        if not isinstance(name, str):
+            return None
+        path = note.parent / str(os.path.basename(name))
+        if all(_stamp(each) == [each, size, time_ns] for each, size, time_ns in inputs):
+            return path
+    except (OSError, ValueError, TypeError):
+        pass
+    return None
+
+
+def _write_note(note: Path, path: Path, inputs: list[Path]) -> None:
+    content = json.dumps([path.name, [_stamp(each) for each in inputs]])
+    partial = note.with_name(f".{note.name}.{os.getpid()}")
+    partial.write_text(content)
+    os.replace(partial, note)
 
 
 def _make(path: Path, memory: int) -> None:

@@ -13,7 +13,7 @@ from emu.memory import MIB, GuestMemory
 from emu.snapshot.files import FILES, HEADER, LONGEST_CHAIN, RAM, Snapshot, file_digest, no_progress
 from emu.snapshot.header import LARGEST_HEADER, BaseLink, FileEntry, Header, RamEntry, pack, pairs
 from emu.snapshot.pages import PAGE
-from emu.snapshot.ram import Plan, Progress, plan_delta, plan_whole, trailer, write_ram
+from emu.snapshot.ram import Layer, Progress, plan_delta, plan_whole, trailer, write_ram
 from emu.snapshot.replace import replacing, sync_directory
 
 __all__ = ["save_snapshot"]
@@ -71,12 +71,13 @@ def _write(
     entries = _write_files(Path(aside), files)
     fd = os.open(os.path.join(aside, RAM), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        plan = _plan(memory, base)
-        header = _header(target, memory, plan, write_ram(fd, memory, plan, progress), base, entries)
+        layer = _plan(memory, base)
+        os.ftruncate(fd, layer.size)
+        header = _header(target, memory, layer, write_ram(fd, memory, layer, progress), base, entries)
         content, digest = pack(header, state)
         if len(content) > LARGEST_HEADER:
             raise EmuError(f"cannot save {target}: the machine's state has {len(content) // MIB} MiB")
-        os.pwrite(fd, trailer(header.id, digest), memory.size)
+        os.pwrite(fd, trailer(header.id, digest), layer.size)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -114,7 +115,7 @@ def _check_base(target: str, memory: GuestMemory, base: Snapshot) -> None:
         link = link.base
 
 
-def _plan(memory: GuestMemory, base: Snapshot | None) -> Plan:
+def _plan(memory: GuestMemory, base: Snapshot | None) -> Layer:
     if base is None:
         return plan_whole(memory)
     before = base.map_memory()
@@ -125,9 +126,9 @@ def _plan(memory: GuestMemory, base: Snapshot | None) -> Plan:
 
 
 def _header(
-    target: str, memory: GuestMemory, plan: Plan, sha256: str, base: Snapshot | None, files: tuple[FileEntry, ...]
+    target: str, memory: GuestMemory, layer: Layer, sha256: str, base: Snapshot | None, files: tuple[FileEntry, ...]
 ) -> Header:
-    ram = RamEntry(memory.size, memory.low_size, PAGE, pairs(plan.held), pairs(plan.zero), sha256)
+    ram = RamEntry(memory.size, memory.low_size, PAGE, pairs(layer.held), pairs(layer.zero), sha256)
     link = BaseLink(os.path.relpath(base.path, target), base.id, base.digest) if base else None
     return Header(os.urandom(16).hex(), time.time_ns(), ram, link, files)
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices.acpi_pm import GPE_GENERATION, SLEEP_TYPE_S5, AcpiPm
-from emu.acpi.tables import GENERATION_ID, GENERATION_ID_SIZE, RSDP_ADDRESS, AcpiConfig, build_tables, gsi_of
+from emu.acpi.tables import AcpiConfig, build_tables
+from emu.acpi.wiring import GENERATION_ID, GENERATION_ID_SIZE, RSDP_ADDRESS, gsi_of
 from tests.acpi.reader import Node, Reader, resources
 
 PLAIN = AcpiConfig(pci_memory=(0xC000_0000, 0x3D00_0000))

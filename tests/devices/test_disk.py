@@ -145,7 +145,7 @@ class FakeLibc:
 
 
 def test_discard_does_nothing_where_the_host_cannot(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "_libc", FakeLibc(errno.EOPNOTSUPP))
+    monkeypatch.setattr(disk_module, "_libc", lambda: FakeLibc(errno.EOPNOTSUPP))
     image = Image(path)
     image.discard(0, SIZE)
     image.close()
@@ -154,7 +154,7 @@ def test_discard_does_nothing_where_the_host_cannot(path: Path, monkeypatch: pyt
 
 def test_discard_interrupted_by_a_signal_is_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = FakeLibc(errno.EINTR, errno.EINTR, 0)
-    monkeypatch.setattr(disk_module, "_libc", libc)
+    monkeypatch.setattr(disk_module, "_libc", lambda: libc)
     image = Image(path)
     image.discard(0, SIZE)
     image.close()
@@ -162,7 +162,7 @@ def test_discard_interrupted_by_a_signal_is_tried_again(path: Path, monkeypatch:
 
 
 def test_discard_tells_of_an_error_of_the_host(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "_libc", FakeLibc(errno.EIO))
+    monkeypatch.setattr(disk_module, "_libc", lambda: FakeLibc(errno.EIO))
     image = Image(path)
     with pytest.raises(OSError) as caught:
         image.discard(0, SIZE)

@@ -16,7 +16,7 @@ from emu.errors import BadSnapshot
 from emu.memory import GIB, HOLE_START, MIB
 from emu.snapshot import header as headers
 from emu.snapshot.codec import decode
-from emu.snapshot.header import BaseLink, FileEntry, Header, RamEntry, pack, pairs, unpack
+from emu.snapshot.header import BaseLink, FileEntry, Header, RamEntry, pack, pairs, ranges, unpack
 from emu.snapshot.pages import PAGE
 from tests.snapshot.snapshots import State
 
@@ -128,9 +128,9 @@ def test_ram_above_the_hole_is_laid_out_like_this_machines() -> None:
 
 
 def test_pairs_are_ranges() -> None:
-    ranges = (0, 10 * PAGE), (20 * PAGE, 25 * PAGE)
-    assert pairs(ranges) == (0, 10, 20, 5)
-    assert RamEntry.ranges((0, 10, 20, 5)) == ranges
+    parts = (0, 10 * PAGE), (20 * PAGE, 25 * PAGE)
+    assert pairs(parts) == (0, 10, 20, 5)
+    assert ranges((0, 10, 20, 5)) == parts
 
 
 def test_a_state_that_does_not_fit_its_hints_is_the_programs_fault() -> None:

@@ -97,7 +97,7 @@ def test_only_what_differs_is_held(base: Path, tmp_path: Path) -> None:
     with Snapshot.open(tmp_path / "x") as snapshot:
         assert snapshot.header.ram.held == (mapped // PAGE + 3, 1)
         assert snapshot.header.ram.zero == ()
-    assert os.stat(tmp_path / "x" / "ram").st_blocks * 512 <= 64 * PAGE
+    assert os.stat(tmp_path / "x" / "ram").st_size == 2 * PAGE          # and the trailer
     memory.close()
 
 
@@ -124,7 +124,7 @@ def test_long_runs_of_zeros_take_no_room(base: Path, tmp_path: Path) -> None:
         again = snapshot.map_memory()
         assert not any(part_start <= first * PAGE < part_end for part_start, part_end in again.backed)
     assert pages >= 16
-    assert os.stat(tmp_path / "x" / "ram").st_blocks * 512 <= 64 * PAGE
+    assert os.stat(tmp_path / "x" / "ram").st_size <= 64 * PAGE
     assert again.ram[:] == memory.ram[:]
     for each in (memory, again):
         each.close()
@@ -199,6 +199,20 @@ def test_a_missing_base_is_told(chain: Chain, base: Path) -> None:
 def test_a_damaged_base_is_told(chain: Chain, base: Path) -> None:
     os.truncate(base / "ram", SIZE)
     assert "builds on another snapshot" in refused(chain[2][0])
+
+
+def test_damage_to_the_contents_of_a_base_is_seen_when_all_is_read(chain: Chain, base: Path) -> None:
+    with open(base / "ram", "r+b") as file:
+        file.write(b"!")
+    with Snapshot.open(chain[2][0]) as snapshot, pytest.raises(BadSnapshot, match=r"base\.snap/ram is damaged"):
+        snapshot.verify()
+
+
+def test_a_closed_chain_holds_no_file(chain: Chain) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with Snapshot.open(chain[2][0]):
+        assert len(os.listdir("/proc/self/fd")) == before + 4
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_replaced_base_is_told(chain: Chain, base: Path) -> None:

@@ -103,7 +103,7 @@ def break_at(place: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) 
     if place == "write":
         calls = iter(range(1000))
         real = os.pwrite
-        monkeypatch.setattr(ram_file.os, "pwrite", lambda *a: fail() if next(calls) > 20 else real(*a))
+        monkeypatch.setattr(ram_file.os, "pwrite", lambda *a: fail() if next(calls) > 5 else real(*a))
     elif place == "hash":
         monkeypatch.setattr(ram_file, "_write", fail)
     elif place == "trailer":

@@ -12,8 +12,8 @@ from devices.p9 import messages as m
 from devices.p9.codec import HEADER, QID
 from devices.p9.export import Export, Limits
 from devices.p9.mapping import Security
+from devices.p9.saved import P9State
 from devices.p9.server import P9Server
-from devices.p9.state import P9State
 from devices.virtio.queue import Chain
 
 __all__ = ["ROOT", "Entry", "Guest", "chain_of"]
