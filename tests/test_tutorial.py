@@ -65,7 +65,7 @@ def test_it_is_as_short_as_it_says() -> None:
 def test_a_command_does_what_is_printed(command: str, output: str, tmp_path: Path) -> None:
     for name, content in files().items():
         (tmp_path / name).write_text(content)
-    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "PYTEST_ADDOPTS": ""}
     process = subprocess.run(
         command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
     )

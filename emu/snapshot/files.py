@@ -44,14 +44,16 @@ class Snapshot:
         base: the snapshot that it builds on; None if it is whole.
     """
 
-    def __init__(self, path: str, header: Header, state: Any, digest: str, fd: int, base: Snapshot | None) -> None:
+    def __init__(
+        self, path: str, header: Header, state: Any, digest: str, ram: RamFile, base: Snapshot | None
+    ) -> None:
         self.path = Path(path)
         self.header = header
         self.id = header.id
         self.digest = digest
         self.base = base
         self._state = state
-        self._fd = fd
+        self._ram: RamFile | None = ram
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Snapshot:
@@ -79,7 +81,7 @@ class Snapshot:
             base = cls._open_base(path, header, header.base, longest - 1) if header.base else None
             return cls(path, header, state, digest, ram, base)
         except BaseException:
-            os.close(ram)
+            os.close(ram.fd)
             raise
 
     @classmethod
@@ -141,8 +143,9 @@ class Snapshot:
         return memory
 
     def _ram_files(self) -> list[RamFile]:
-        file = RamFile(str(self.path), self._fd, _layer(self.header))
-        return [*(self.base._ram_files() if self.base else ()), file]
+        if self._ram is None:
+            raise ValueError(f"the snapshot {self.path} is closed")
+        return [*(self.base._ram_files() if self.base else ()), self._ram]
 
     @property
     def depth(self) -> int:
@@ -159,7 +162,7 @@ class Snapshot:
             BadSnapshot: something is not as it was saved.
         """
         try:
-            if ram_digest(self._fd, _layer(self.header), progress) != self.header.ram.sha256:
+            if ram_digest(self._ram_files()[-1], progress) != self.header.ram.sha256:
                 raise BadSnapshot(f"{self.path / RAM} is damaged: it does not have its checksum")
             for file in self.header.files:
                 if file_digest(self.path / FILES / file.name) != file.sha256:
@@ -171,9 +174,9 @@ class Snapshot:
 
     def close(self) -> None:
         """Close its files; memory that was mapped stays."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        ram, self._ram = self._ram, None
+        if ram:
+            os.close(ram.fd)
         if self.base:
             self.base.close()
 
@@ -223,19 +226,20 @@ def _check_files(directory: int, path: str, header: Header) -> None:
             raise BadSnapshot(f"{path}/{FILES}/{entry.name} has {size} bytes, and had {entry.size}")
 
 
-def _open_ram(directory: int, path: str, header: Header, digest: str) -> int:
+def _open_ram(directory: int, path: str, header: Header, digest: str) -> RamFile:
+    layer = _layer(header)
     fd, size = _open_regular(directory, path, RAM)
     try:
-        expected = _layer(header).size + PAGE
+        expected = layer.size + PAGE
         if size != expected:
             raise BadSnapshot(f"{path}/{RAM} has {size} bytes, and had {expected}")
         try:
-            end = os.pread(fd, PAGE, expected - PAGE)
+            end = os.pread(fd, PAGE, layer.size)
         except OSError as error:
             raise BadSnapshot(f"{path}/{RAM} cannot be read: {error.strerror}") from None
         if end != trailer(header.id, digest):
             raise BadSnapshot(f"{path}/{RAM} is damaged, or belongs to another snapshot")
-        return fd
+        return RamFile(path, fd, layer)
     except BaseException:
         os.close(fd)
         raise

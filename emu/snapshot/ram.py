@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from emu.errors import BadSnapshot
 from emu.memory import MIB, GuestMemory, Ranges, new_ram
@@ -27,6 +28,7 @@ __all__ = [
 CHUNK = MIB
 MAPPED_PAGES = 16                       # shorter parts are read: it costs the same, and a process has few mappings
 MOST_MAPPED = 8192                      # parts; the host allows a process 65,530 mappings
+MOST_AT_ONCE = 1024                     # parts: IOV_MAX
 GAP_PAGES = 16                          # zeros between data that are mapped along with it
 TRAILER = struct.Struct("16s16s32s")    # magic, id, digest of the header
 TRAILER_MAGIC = b"pvemu snapshot\0\0"
@@ -35,8 +37,7 @@ Progress = Callable[[int, int], object]
 """Called with bytes done and bytes in all."""
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A part of RAM that a file holds: its offsets in RAM, and where in the file it stands."""
 
     start: int
@@ -76,6 +77,15 @@ class Layer:
     def held(self) -> Ranges:
         """The parts as ranges."""
         return tuple((part.start, part.end) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class RamFile:
+    """One RAM file of a chain: the snapshot's name, for messages; the file, open for reading; what it holds."""
+
+    name: str
+    fd: int
+    layer: Layer
 
 
 def plan_whole(memory: GuestMemory) -> Layer:
@@ -133,7 +143,7 @@ def _write(fd: int, ram: memoryview, start: int, end: int, offset: int) -> None:
         start, offset = start + size, offset + size
 
 
-def ram_digest(fd: int, layer: Layer, progress: Progress) -> str:
+def ram_digest(file: RamFile, progress: Progress) -> str:
     """SHA-256 of what a file holds, as `write_ram` has found it.
 
     Raises:
@@ -142,10 +152,10 @@ def ram_digest(fd: int, layer: Layer, progress: Progress) -> str:
     from hashlib import sha256
 
     digest = sha256()
-    done, total = 0, sum(part.end - part.start for part in layer.parts)
-    for part in layer.parts:
+    done, total = 0, sum(part.end - part.start for part in file.layer.parts)
+    for part in file.layer.parts:
         for offset in range(part.at, part.at + part.end - part.start, CHUNK):
-            content = os.pread(fd, min(CHUNK, part.at + part.end - part.start - offset), offset)
+            content = os.pread(file.fd, min(CHUNK, part.at + part.end - part.start - offset), offset)
             digest.update(content)
             done += len(content)
             progress(done, total)
@@ -160,15 +170,6 @@ def trailer(identity: str, header_digest: str) -> bytes:
         header_digest: SHA-256 of its header, as hexadecimal.
     """
     return TRAILER.pack(TRAILER_MAGIC, bytes.fromhex(identity), bytes.fromhex(header_digest)).ljust(PAGE, b"\0")
-
-
-@dataclass(frozen=True)
-class RamFile:
-    """One RAM file of a chain: the snapshot's name, for messages; the file, open for reading; what it holds."""
-
-    name: str
-    fd: int
-    layer: Layer
 
 
 def map_files(files: Sequence[RamFile], size: int, origin: str, copy: bool) -> GuestMemory:
@@ -206,21 +207,36 @@ def _lay(file: RamFile, ram: mmap.mmap, least: int, backed: bytearray) -> None:
     for start, end in file.layer.zero:
         map_at(address + start, end - start)
         backed[start // PAGE : end // PAGE] = bytes((end - start) // PAGE)
+    short: list[Part] = []
+    for part in file.layer.parts:
+        size = part.end - part.start
+        if size >= least:
+            map_at(address + part.start, size, file.fd, part.at)
+            backed[part.start // PAGE : part.end // PAGE] = b"\x01" * (size // PAGE)
+        else:
+            short.append(part)
     with memoryview(ram) as view:
-        for part in file.layer.parts:
-            size = part.end - part.start
-            if size >= least:
-                map_at(address + part.start, size, file.fd, part.at)
-                backed[part.start // PAGE : part.end // PAGE] = b"\x01" * (size // PAGE)
-            else:
-                _read(file.fd, view, part)
+        while short:
+            _read_some(file.fd, view, short)
 
 
-def _read(fd: int, ram: memoryview, part: Part) -> None:
-    start, offset = part.start, part.at
-    while start < part.end:
-        with ram[start : part.end] as view:
-            size = os.preadv(fd, [view], offset)
-        if not size:
-            raise OSError(0, "it is too short")
-        start, offset = start + size, offset + size
+def _read_some(fd: int, ram: memoryview, parts: list[Part]) -> None:
+    """Read the first parts as far as they follow each other in the file, and take them off the list."""
+    count, at = 0, parts[0].at
+    while count < min(len(parts), MOST_AT_ONCE) and parts[count].at == at:
+        at += parts[count].end - parts[count].start
+        count += 1
+    views = [ram[part.start : part.end] for part in parts[:count]]
+    try:
+        size = os.preadv(fd, views, parts[0].at)
+    finally:
+        for view in views:
+            view.release()
+    if not size:
+        raise OSError(0, "it is too short")
+    for done, part in enumerate(parts[:count]):
+        if size < part.end - part.start:                # the host reads at most 2 GiB at once
+            parts[: done + 1] = [Part(part.start + size, part.end, part.at + size)]
+            return
+        size -= part.end - part.start
+    del parts[:count]

@@ -190,6 +190,15 @@ def test_a_snapshot_that_may_only_be_read_is_restored(saved: Path, public: Path)
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_a_closed_snapshot_is_not_read(saved: Path) -> None:
+    with Snapshot.open(saved) as snapshot:
+        pass
+    for read in (snapshot.map_memory, snapshot.verify):
+        with pytest.raises(ValueError, match="is closed"):
+            read()
+    snapshot.close()
+
+
 def resident_bytes() -> int:
     """This process' share of the host's memory."""
     with open("/proc/self/statm", "rb") as file:

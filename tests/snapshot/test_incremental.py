@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from emu.errors import BadSnapshot, EmuError
 from emu.memory import GuestMemory
+from emu.snapshot import ram as ram_file
 from emu.snapshot.files import LONGEST_CHAIN, Snapshot
 from emu.snapshot.pages import PAGE
 from emu.snapshot.save import save_snapshot
@@ -84,6 +85,30 @@ def test_all_of_a_chain_can_be_copied_into_huge_pages(chain: Chain) -> None:
     with Snapshot.open(path) as snapshot:
         memory = snapshot.map_memory(copy=True)
     assert memory.ram[:] == content
+    memory.close()
+
+
+def test_short_parts_are_read_many_at_a_time_and_as_far_as_the_host_reads(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.preadv
+    calls = 0
+
+    def preadv(fd: int, views: list[memoryview], offset: int) -> int:
+        nonlocal calls
+        calls += 1
+        content = os.pread(fd, 3 * PAGE + 1, offset)            # less than asked for
+        return real(fd, [view[: len(content)] for view in views[:1]], offset)
+
+    path, content = chain[-1]
+    with Snapshot.open(path) as snapshot:
+        memory = snapshot.map_memory(copy=True)
+        memory.close()
+        monkeypatch.setattr(ram_file, "MOST_AT_ONCE", 3)
+        monkeypatch.setattr(ram_file.os, "preadv", preadv)
+        memory = snapshot.map_memory(copy=True)
+        assert memory.ram[:] == content
+        assert calls > 100
     memory.close()
 
 

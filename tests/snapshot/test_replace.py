@@ -248,6 +248,35 @@ def test_a_save_under_way_is_no_leftover(old: Path, other: GuestMemory, memory: 
     assert entries(old) == ["x.snap"]
 
 
+@pytest.mark.parametrize("when", ["before it is opened", "while it is locked"])
+def test_a_new_directory_that_was_taken_for_a_leftover_is_made_anew(
+    old: Path, other: GuestMemory, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Another process clears leftovers away in the moment in which the new directory is not locked."""
+    taken: list[str] = []
+    real_mkdir, real_flock = os.mkdir, replace.fcntl.flock
+
+    def mkdir(path: str) -> None:
+        real_mkdir(path)
+        if not taken:
+            taken.append(path)
+            if when == "before it is opened":
+                os.rmdir(path)
+
+    def flock(fd: int, operation: int) -> None:
+        if taken and os.path.exists(taken[0]):
+            os.rmdir(taken[0])
+        real_flock(fd, operation)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replace.os, "mkdir", mkdir)
+        patched.setattr(replace.fcntl, "flock", flock)
+        save_snapshot(old, State("new"), other)
+    assert taken
+    assert name_of(old) == "new"
+    assert entries(old) == ["x.snap"]
+
+
 def test_leftovers_of_other_names_are_let_alone(old: Path, other: GuestMemory) -> None:
     kept = [".y.snap.1-00000000.new", ".x.snap.1-00000000.new.txt", ".x.snap.new", ".xxsnap.1-00000000.new"]
     for name in kept:
