@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -46,6 +46,10 @@ class PortDevice(Protocol):
     """What the channel uses of `devices.virtio.console.Console`."""
 
     driver_ready: bool
+
+    @property
+    def ports(self) -> Mapping[int, AgentPort]:
+        """Those that there are."""
 
     def port(self, number: int, name: str = "", /) -> AgentPort:
         """The port of that number; it is added, with the name, if it is not there."""
@@ -300,8 +304,9 @@ class Channel:
     def _take_over(self, tokens: dict[int, str]) -> None:
         """Go on with the slots of a machine that was saved; end those in which something ran."""
         for number in range(SLOTS):
-            out, err = (self._device.port(port) for port in _ports_of(number))
-            if out.guest_open or err.guest_open:
+            # Asking for a port makes it, which takes the guest a millisecond
+            ports = [self._device.ports[port] for port in _ports_of(number) if port in self._device.ports]
+            if any(port.guest_open for port in ports):
                 slot = self._slot(number, tokens.get(number, ""))
                 if slot.state is not SlotState.FREE:
                     slot.kill()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import gzip
 import math
-import secrets
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +71,7 @@ class SerialShell:
     """
 
     def __init__(self, console: Console) -> None:
-        self._token = secrets.token_hex(4)
+        self._token = os.urandom(4).hex()
         self._console = console
         self._function = "_" + self._token[:3]      # short: a line editor's echo is slow
         self._directory = f"/tmp/.emu-{self._token}"

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devices.disk import Disk
 from devices.isa_debug_exit import IsaDebugExit
@@ -32,10 +33,12 @@ from emu.poller import Poller
 from emu.services import MARKS_KEPT, MachineServices, Mark
 from emu.stats import ExitRow, ExitStats, Kind
 from emu.switching import fine_switching
-from emu.vsock import VsockHost
 from hypercalls.builtin import BUILT_IN
 from hypercalls.registry import Registry
 from hypercalls.syscalls import SyscallTable
+
+if TYPE_CHECKING:
+    from emu.vsock import VsockHost
 
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
 SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from devices import Clock
 from devices.disk import Disk
@@ -13,12 +14,15 @@ from devices.virtio.blk import BlkState
 from devices.virtio.console import Console, ConsoleState
 from devices.virtio.device import VirtioDevice
 from devices.virtio.rng import Rng, RngState
-from devices.virtio.vsock import Vsock, VsockState
+from devices.virtio.vsock_state import VsockState
 from emu.channel import PORTS as CHANNEL_PORTS
 from emu.errors import EmuError
 from emu.fittings import Fittings
 from emu.poller import Poller
-from emu.vsock import Drive, VsockHost
+
+if TYPE_CHECKING:
+    from devices.virtio.vsock import Vsock
+    from emu.vsock import Drive, VsockHost
 
 __all__ = ["Plugged", "PluggedState"]
 
@@ -89,6 +93,8 @@ class Plugged:
         self._fitted += [*self._disks, *(device for device in (self.hvc, self.ports) if device)]
         self._vsock_state = state.vsock if state and state.vsock else VsockState(GUEST_CID)
         if fittings.vsock is not False:
+            from emu.vsock import VsockHost  # 5 ms
+
             self.vsock = VsockHost(poller, drive, None if fittings.vsock is True else Path(fittings.vsock))
 
     def _make_hvc(self, state: ConsoleState | None) -> Console:

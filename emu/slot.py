@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
-import secrets
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -138,7 +138,7 @@ class Slot:
 
     def start(self) -> str:
         """The agent is being asked for it; its new token."""
-        self.token = secrets.token_hex(8)
+        self.token = os.urandom(8).hex()
         self.state = SlotState.STARTING
         self._seen = (set(), set())
         self._listen()

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from devices import Clock, Files, Timer
-from devices.virtio.vsock import Connection, NotReady, State, Vsock, VsockState
+from devices.virtio.vsock import Connection, NotReady, State, Vsock
+from devices.virtio.vsock_state import VsockState
 from emu.errors import EmuError, GuestError, GuestTimeout
 from emu.vsock_sockets import LAST_PORT, Caller, SocketFile, SocketStream, log
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from devices.virtio.vsock import VsockState
 from devices.virtio.vsock_connection import BUFFER_SIZE, SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
+from devices.virtio.vsock_state import VsockState
 from emu import vsock
 from emu.errors import EmuError, GuestError, GuestStopped, GuestTimeout
 from emu.vsock import VsockHost

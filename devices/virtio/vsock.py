@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from devices import Clock
@@ -23,8 +23,9 @@ from devices.virtio.vsock_connection import (
     State,
     Stream,
 )
+from devices.virtio.vsock_state import VsockState
 
-__all__ = ["MOST_CONNECTIONS", "Backend", "Connection", "NotReady", "State", "Stream", "Vsock", "VsockState"]
+__all__ = ["MOST_CONNECTIONS", "Backend", "Connection", "NotReady", "State", "Stream", "Vsock"]
 
 RX, TX, EVENT = range(3)            # queues; the first two are named from the driver's side
 QUEUE_SIZE, EVENT_QUEUE_SIZE = 256, 16
@@ -50,19 +51,6 @@ class Backend(Protocol):
 
     def note(self, text: str) -> None:
         """Something that whoever looks for a fault wants to know."""
-
-
-@dataclass(frozen=True)
-class VsockState:
-    """What a snapshot keeps; connections end when it is taken up again.
-
-    Attributes:
-        guest_cid: the guest's address, 3 or more.
-        transport_reset: the guest has still to be told that its connections are gone.
-    """
-
-    guest_cid: int
-    transport_reset: bool = False
 
 
 class Vsock(VirtioDevice):

@@ -33,9 +33,13 @@ mount_again() {
     done
 }
 
-while read -r tag place type options rest; do
-    [ "$type" = 9p ] && [ "$place" != / ] && ! [ -e "$place/." ] && mount_again "$tag" "$place" "$options"
-done </proc/mounts
+# A shell reads byte by byte, each a system call, and the kernel makes the list anew for each.
+if [ -d /sys/bus/virtio/drivers/9pnet_virtio ]; then
+    grep " 9p " /proc/mounts >/run/emu-mounts
+    while read -r tag place type options rest; do
+        [ "$type" = 9p ] && [ "$place" != / ] && ! [ -e "$place/." ] && mount_again "$tag" "$place" "$options"
+    done </run/emu-mounts
+fi
 
 config=/run/emu/config
 [ -f $config/hostname ] && read -r name <$config/hostname && echo "${name:-localhost}" >/proc/sys/kernel/hostname

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from devices.overlay import Overlay
 from emu.errors import BadSnapshot
 from emu.fittings import Share
 from emu.handlers import handlers
@@ -51,6 +50,8 @@ def save_machine(
     Raises:
         EmuError: it runs or has stopped, or cannot be saved there.
     """
+    from devices.overlay import Overlay  # restores seldom need it
+
     state = machine.save()
     overlays: dict[str, Callable[[Path], object]] = {
         _overlay_name(number): disk.copy_to

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from devices.virtio import vsock
-from devices.virtio.vsock import EVENT, RX, TX, NotReady, Vsock, VsockState
+from devices.virtio.vsock import EVENT, RX, TX, NotReady, Vsock
 from devices.virtio.vsock_connection import BUFFER_SIZE, HEADER, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, Op
+from devices.virtio.vsock_state import VsockState
 from tests.devices.fakes import FakeClock
 from tests.devices.virtio.driver import EVERYTHING, Driver
 from tests.devices.virtio.vsock_guest import GUEST_CID, FakeBackend, FakeStream, Guest, make_guest

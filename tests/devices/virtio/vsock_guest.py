@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from devices.virtio.queue import RING_FEATURES
-from devices.virtio.vsock import RX, TX, Connection, Vsock, VsockState
+from devices.virtio.vsock import RX, TX, Connection, Vsock
 from devices.virtio.vsock_connection import HEADER, HOST_CID, STREAM, Header, Op
+from devices.virtio.vsock_state import VsockState
 from tests.devices.fakes import FakeClock
 from tests.devices.virtio.driver import EVERYTHING, Driver, FakeMemory
 
