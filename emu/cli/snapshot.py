@@ -39,6 +39,8 @@ def command(
       emu snapshot --memory 512M --share src=. work.snap -- sh -c 'cp -r /mnt/src /root && make -C /root/src'
       emu exec --snapshot work.snap -- /root/src/test
     """
+    if words[:1] == ("--",):            # click leaves it where an argument stands before
+        words = words[1:]
     phases = Phases()
     if verbose:
         log_to_stderr()
