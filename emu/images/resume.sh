@@ -4,20 +4,23 @@
 [ -c /dev/cpu/0/msr ] || modprobe msr
 "$emu/bin/resume"
 
-# Tries, and tries before the driver is bound anew. A mount whose files are gone can be made again at once; the driver
-# is in the way while something of the old one is still open, or when it lost its device.
+# Tries, and those after which the driver is bound anew. A mount whose files are gone can be made again at once; the
+# driver is in the way while something of the old one is still open, or when it lost its device.
 most=50 patience=10
+limit=150               # waits of 20 ms each, for which commands are kept from running
+drivers=/sys/bus/virtio/drivers/9pnet_virtio
 
+# In the background: unbinding waits for who uses the device, maybe for ever.
 bind_again() {
-    for device in /sys/bus/virtio/drivers/9pnet_virtio/virtio*; do
-        [ -r "$device/mount_tag" ] && read -r found <"$device/mount_tag" || continue
-        # It waits for who uses the device, maybe for ever.
-        [ "$found" = "$1" ] && { echo "${device##*/}" >"${device%/*}/unbind" & sleep 0.02; }
+    for device in $drivers/virtio*; do
+        found=              # which ends without a newline: read fails
+        [ -r "$device/mount_tag" ] && read -r found <"$device/mount_tag"
+        [ "$found" = "$1" ] && echo "${device##*/}" >$drivers/unbind
     done
     for device in /sys/bus/virtio/devices/virtio*; do
         read -r alias <"$device/modalias"
         case $alias in
-        virtio:d00000009*) [ -e "$device/driver" ] || echo "${device##*/}" >/sys/bus/virtio/drivers/9pnet_virtio/bind ;;
+        virtio:d00000009*) [ -e "$device/driver" ] || echo "${device##*/}" >$drivers/bind;;
         esac
     done
 }
@@ -27,18 +30,47 @@ mount_again() {
     tries=0
     until mount -t 9p -o "$3" "$1" "$2"; do
         tries=$((tries + 1))
-        [ $tries = $patience ] && bind_again "$1"
         [ $tries -lt $most ] || return
+        [ $tries = $patience ] && { bind_again "$1" & }
         [ $tries -lt $patience ] || sleep 0.1
     done
 }
 
-# A shell reads byte by byte, each a system call, and the kernel makes the list anew for each.
-if [ -d /sys/bus/virtio/drivers/9pnet_virtio ]; then
-    grep " 9p " /proc/mounts >/run/emu-mounts
+# What no file system caches; a mount can be dead though its directory is known.
+is_alive() {
+    { :; } <"$1"
+}
+
+# Mounts come after those that they lie below, with which they are detached.
+mount_stale() {
+    above=//
     while read -r tag place type options rest; do
-        [ "$type" = 9p ] && [ "$place" != / ] && ! [ -e "$place/." ] && mount_again "$tag" "$place" "$options"
-    done </run/emu-mounts
+        case $tag$place in
+        *\\*) tag=$(printf %b. "$tag") place=$(printf %b. "$place") tag=${tag%.} place=${place%.};;
+        esac
+        case $place in
+        /) continue;;
+        "$above"/*) ;;
+        *) is_alive "$place" && continue; above=$place;;
+        esac
+        mount_again "$tag" "$place" "$options"
+    done
+}
+
+if [ -d $drivers ]; then
+    stale=
+    # A device that needs a reset answers nothing any more, and who asks it can't even be killed.
+    for device in $drivers/virtio*; do
+        read -r status <"$device/status" && [ "$status" != 0x0000000f ] && stale=yes
+    done
+    while [ -z "$stale" ] && read -r tag place type options rest; do
+        [ "$type" != 9p ] || [ "$place" = / ] || is_alive "$place" || stale=yes
+    done </proc/mounts
+    if [ -n "$stale" ]; then
+        grep " 9p " /proc/mounts >/run/emu-mounts       # which mounting does not change
+        mount_stale </run/emu-mounts 9>&- &
+        while [ -e /proc/$!/exe ] && [ $((limit -= 1)) -gt 0 ]; do sleep 0.02; done
+    fi
 fi
 
 config=/run/emu/config
