@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import click
 
 from emu.cli.options import RestoreOptions, Seconds, Size, restore_options
-from emu.cli.session import log_to_stderr, restored, show
+from emu.cli.session import log_to_stderr, restored, run_shown
 from emu.errors import GuestStopped
 from emu.phases import Phases
 
@@ -58,12 +57,7 @@ def command(
 
             snapshot = ready_snapshot(memory, phases, lambda line: print(f"emu: {line}", file=sys.stderr))
         with restored(snapshot, options, phases) as machine:
-            started = phases.elapsed_s()
-            stdout, stderr = partial(show, sys.stdout), partial(show, sys.stderr)
-            result = machine.run(list(words), timeout=timeout, stdout=stdout, stderr=stderr)
-            ended = phases.elapsed_s()
-            phases.add("run", started, ended - result.read_s)
-            phases.add("read result", ended - result.read_s, ended)
+            status = run_shown(machine, words, timeout, phases)
             machine.learn_hot_set()
     except GuestStopped:
         if machine.exit_status is None:
@@ -72,4 +66,4 @@ def command(
     finally:
         if verbose:
             print(phases.table(), file=sys.stderr)
-    return result.status
+    return status

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from time import monotonic
 
 import click
 
 from emu.cli.options import GuestOptions, Seconds, guest_options
-from emu.cli.session import booted, log_to_stderr, show, stats_at_end
+from emu.cli.session import booted, log_to_stderr, run_shown, stats_at_end
 from emu.errors import GuestStopped
 from emu.phases import Phases
 
@@ -46,12 +45,7 @@ def command(guest: GuestOptions, timeout: float | None, verbose: bool, stats: bo
         with booted(guest, phases, accounting=stats) as machine, stats_at_end(machine, stats):
             with phases("boot"):
                 machine.wait_ready(_left(deadline))
-            started = phases.elapsed_s()
-            stdout, stderr = partial(show, sys.stdout), partial(show, sys.stderr)
-            result = machine.run(list(words), timeout=_left(deadline), stdout=stdout, stderr=stderr)
-            ended = phases.elapsed_s()
-            phases.add("run", started, ended - result.read_s)
-            phases.add("read result", ended - result.read_s, ended)
+            status = run_shown(machine, words, _left(deadline), phases)
     except GuestStopped:
         if machine.exit_status is None:
             raise
@@ -59,7 +53,7 @@ def command(guest: GuestOptions, timeout: float | None, verbose: bool, stats: bo
     finally:
         if verbose:
             print(phases.table(), file=sys.stderr)
-    return result.status
+    return status
 
 
 def _left(deadline: float | None) -> float | None:

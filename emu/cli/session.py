@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -22,7 +23,7 @@ from emu.terminal import restore_terminal
 if TYPE_CHECKING:
     from emu.machine import Machine
 
-__all__ = ["booted", "log_to_stderr", "show", "stats_at_end"]
+__all__ = ["booted", "log_to_stderr", "restored", "run_shown", "show", "stats_at_end"]
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -76,6 +77,17 @@ def show(stream: TextIO, data: bytes) -> None:
     """Pass bytes on to one of our outputs, as they are and at once."""
     stream.buffer.write(data)
     stream.buffer.flush()
+
+
+def run_shown(machine: Machine, words: Sequence[str], timeout: float | None, phases: Phases) -> int:
+    """Run a command in the guest, show its outputs as they come, and time it; its exit status."""
+    started = phases.elapsed_s()
+    stdout, stderr = partial(show, sys.stdout), partial(show, sys.stderr)
+    result = machine.run(list(words), timeout=timeout, stdout=stdout, stderr=stderr)
+    ended = phases.elapsed_s()
+    phases.add("run", started, ended - result.read_s)
+    phases.add("read result", ended - result.read_s, ended)
+    return result.status
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import click
 
 from emu.cli.options import GuestOptions, Seconds, guest_options
 from emu.cli.progress import ram_progress
-from emu.cli.session import booted, log_to_stderr, show
+from emu.cli.session import booted, log_to_stderr, run_shown
 from emu.phases import Phases
 
 SETTLE_S = 0.3                          # until nothing of the preparation is under way
@@ -49,9 +48,7 @@ def command(
             with phases("boot"):
                 machine.wait_ready(timeout)
             if words:
-                with phases("run"):
-                    stdout, stderr = partial(show, sys.stdout), partial(show, sys.stderr)
-                    status = machine.run(list(words), timeout=timeout, stdout=stdout, stderr=stderr).status
+                status = run_shown(machine, words, timeout, phases)
                 if status:
                     return status
             with phases("settle"):

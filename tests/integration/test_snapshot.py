@@ -68,13 +68,12 @@ def test_a_restored_machine_goes_on(restored: Machine) -> None:
     assert complaints(restored.run("dmesg", timeout=TIMEOUT_S).stdout) == []
 
 
-def test_the_clock_is_right_and_guest_time_has_no_gap(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_is_right_and_guest_time_has_no_gap(base: Path) -> None:
     with emu.restore(base) as machine:
         uptime = float(machine.run("cat /proc/uptime", timeout=TIMEOUT_S).stdout.split()[0])
         off = []
         for _ in range(5):
             before = time.time()
-            # EPOCHREALTIME would be a bash's; adjtimex shows microseconds
             seconds, micros = (
                 int(line.split(":")[1])
                 for line in machine.run("adjtimex | grep tv_", timeout=TIMEOUT_S).stdout.splitlines()
@@ -131,7 +130,7 @@ def test_a_share_can_be_another_directory(base: Path, tmp_path: Path) -> None:
         emu.restore(base, shares={"other": tmp_path})
 
 
-def test_sockets_work_from_the_first_connection_on(base: Path) -> None:
+def test_a_port_where_nobody_listens_refuses_the_first_connection(base: Path) -> None:
     with emu.restore(base) as machine:
         with pytest.raises(GuestError, match=r"nobody listens|refused|reset"):
             machine.vsock.connect(1234, timeout=TIMEOUT_S)
