@@ -12,8 +12,9 @@ the serial port that the putchar bypass takes, and `uart_exit_us`, one that the 
 the small one as a script, and by dd of the large one, less the same with files that are in the guest's memory.
 `pv_read_ratio` is `read_100_us` over `p9_100_us`.
 
-`clock_us` and `clock_qemu_us` are one reading of the clock by a Linux guest's program through the vDSO, here and
-under QEMU's TCG with the same kernel and root, less the loop around it; `clock_exits` and `clock_syscalls` are how
+`clock_us` and `clock_qemu_us` are one turn of a loop in a Linux guest's program that reads the clock through the vDSO,
+here and under QEMU's TCG with the same kernel and root, and `clock_alone_us` what is left without the loop, which varies
+more than that is; `clock_exits` and `clock_syscalls` are how
 many exits and system calls a million of them caused here, beyond what the same loop without them does.
 """
 
