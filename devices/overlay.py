@@ -27,7 +27,7 @@ from devices.disk import (
     zeroes,
 )
 
-__all__ = ["CLUSTER", "Overlay"]
+__all__ = ["CLUSTER", "Overlay", "branched", "settled"]
 
 KIB, MIB = 1 << 10, 1 << 20
 CLUSTER = 4 * KIB                       # what guests' file systems write: nothing is ever copied up for them
@@ -156,6 +156,16 @@ class Overlay:
             os.close(self._fd)
             self.base.close()
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was written to it."""
+        return not any(self._map)
+
+    def leave(self) -> Disk:
+        """Close this layer, and keep the base, in a process that is a copy of the one that has both."""
+        os.close(self._fd)
+        return self.base
+
     # --- its file -----------------------------------------------------------------------------------------------
 
     def _open_file(self) -> int:
@@ -254,3 +264,25 @@ class Overlay:
         self._map[first:last] = states
         if self.path is not None:
             self._dirty.update(range(first // MAP_PAGE, (last - 1) // MAP_PAGE + 1))
+
+
+def settled(disk: Disk) -> Disk:
+    """A disk of the same contents, whose top layer is fresh and below which nothing changes any more.
+
+    With that, processes that are forked can each have a layer of their own (`branched`).
+
+    Raises:
+        DiskError: it is written in place, or its overlay has a name.
+    """
+    if disk.read_only:
+        return disk
+    if not isinstance(disk, Overlay):
+        raise DiskError("a disk that is written in place cannot be forked; give it a temporary overlay")
+    if disk.path is not None:
+        raise DiskError(f"disk overlay {disk.path} cannot be forked; only temporary ones can")
+    return disk if disk.is_fresh else Overlay(disk)
+
+
+def branched(disk: Disk) -> Disk:
+    """The disk of a process that was forked, from the `settled` one of the process that it is a copy of."""
+    return Overlay(disk.leave()) if isinstance(disk, Overlay) and not disk.read_only else disk

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MicroGuest", "Result", "StopReason",
-    "boot", "restore",
+    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MachineDied", "MachineProcess", "MicroGuest",
+    "OutputLimit", "Result", "StopReason", "boot", "restore", "spawn",
 ]
 
 if TYPE_CHECKING:
-    from emu.errors import EmuError, GuestError, GuestTimeout
+    from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied, OutputLimit
     from emu.guest import Result
     from emu.launch import boot
     from emu.machine import Machine, StopReason
     from emu.microguest import GuestException, MicroGuest
+    from emu.process.client import MachineProcess
+    from emu.process.spawn import spawn
     from emu.snapshot.machine import restore
 
 
@@ -34,11 +36,15 @@ _HOMES = {
     "GuestException": "emu.microguest",
     "GuestTimeout": "emu.errors",
     "Machine": "emu.machine",
+    "MachineDied": "emu.errors",
+    "MachineProcess": "emu.process.client",
     "MicroGuest": "emu.microguest",
+    "OutputLimit": "emu.errors",
     "Result": "emu.guest",
     "StopReason": "emu.machine",
     "boot": "emu.launch",
     "restore": "emu.snapshot.machine",
+    "spawn": "emu.process.spawn",
 }
 
 

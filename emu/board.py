@@ -35,6 +35,7 @@ from emu.paging import AddressSpace
 from emu.stats import UNCLAIMED, Kind
 from emu.wires import Branch, Junction
 from hypercalls.call import CallMemory, GuestFault, Services
+from hypercalls.dispatch import POWER_ON as NO_HYPERCALLS
 from hypercalls.dispatch import Dispatcher
 from hypercalls.kvmclock import KvmClock
 from hypercalls.numbers import KVM_SYSTEM_TIME, KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD
@@ -115,6 +116,7 @@ class Board:
         state: BoardState | None = None,
     ) -> None:
         self._parts = state.peripherals if state else POWER_ON
+        self._hypercalls = state.hypercalls if state else NO_HYPERCALLS
         accounting = accounting or Accounting()
         self.memory = memory
         self.clock = clock
@@ -281,15 +283,15 @@ class Board:
                 self.cpu.trap_msr(number)
 
     def add_hypercalls(self, hypercalls: Iterable[Hypercall], services: Services) -> None:
-        """Claim the MSRs of hypercalls.
+        """Claim the MSRs of hypercalls; call once.
 
         Raises:
             ValueError: one is claimed already.
         """
         memory = CallMemory(self.memory, AddressSpace(self.memory, self.cpu.registers))
-        dispatcher = Dispatcher(memory, self.clock, services, self.cpu.registers.dump)
+        self._dispatcher = Dispatcher(memory, self.clock, services, self.cpu.registers.dump, self._hypercalls)
         for hypercall in hypercalls:
-            read, write = dispatcher.bind(hypercall)
+            read, write = self._dispatcher.bind(hypercall)
             self.msrs.add(hypercall.name, hypercall.number, read, write)
 
     def add_syscalls(self, syscalls: SyscallTable) -> None:
@@ -350,7 +352,8 @@ class Board:
             reset_control=self.reset_control.save(), pci=self.pci.save(),
             functions=tuple(function.save() for function in self.virtio),
         )
-        return BoardState(now_ns, tsc, self.cpu.save(), self.kvmclock.save(), peripherals)
+        calls = self._dispatcher.save()
+        return BoardState(now_ns, tsc, self.cpu.save(), self.kvmclock.save(), calls, peripherals)
 
     def resumed(self) -> None:
         """The machine around a restored board is whole: do what was asked of its devices, and tell the guest."""

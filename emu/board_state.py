@@ -24,6 +24,7 @@ from devices.uart16550a import POWER_ON as COM1
 from devices.uart16550a import UartState
 from devices.virtio.pci import VirtioPciState
 from emu.cpu.state import CpuState
+from hypercalls.dispatch import DispatcherState
 from hypercalls.kvmclock import KvmClockState
 
 __all__ = ["POWER_ON", "BoardState", "PeripheralsState"]
@@ -66,4 +67,5 @@ class BoardState:
     tsc: int
     cpu: CpuState
     kvmclock: KvmClockState
+    hypercalls: DispatcherState
     peripherals: PeripheralsState

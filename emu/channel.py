@@ -17,7 +17,7 @@ from typing import Protocol
 from emu.console import Console
 from emu.errors import GuestError, GuestStopped, GuestTimeout
 from emu.guest import Result
-from emu.job import KILLED, Job, shown
+from emu.job import KILLED, Job
 from emu.slot import PortLike, Slot, SlotState
 
 __all__ = ["PORTS", "Channel", "ChannelState", "PortDevice"]
@@ -98,6 +98,20 @@ class Channel:
         """The state to go on from."""
         free = tuple((slot.number, slot.token) for slot in self._slots.values() if slot.state is SlotState.FREE)
         return ChannelState(self.alive, free)
+
+    def forked(self) -> None:
+        """The machine is a copy of another one: what ran in its guest for that one is killed, and forgotten.
+
+        Commands wait until the guest's random numbers differ from the other's.
+        """
+        self._waiting.clear()
+        for slot in self._slots.values():
+            if slot.state is SlotState.BUSY and not slot.is_settling:
+                slot.kill()
+                self._send(f"kill {slot.number}")
+        if self.alive:
+            self._is_resuming = True
+            self._send("renew")
 
     # --- is the agent there? ------------------------------------------------------------------------------------
 
@@ -191,9 +205,8 @@ class Channel:
             status = job.wait()
         ended = monotonic()
         result = Result(status, job.stdout.read(), job.stderr.read(), monotonic() - ended)
-        if check and status:
-            last = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise GuestError(f"{shown(job.text)} ended with status {status}: {last}")
+        if check:
+            result.check(job.text)
         return result
 
     @contextmanager

@@ -339,6 +339,12 @@ class Console:
         self._watch_fd(pty.poll_fd, pty.ready)
         return pty.path
 
+    def forked(self) -> None:
+        """This process is a copy: what shows the original's console, or is told of it, is not this one's."""
+        self.logfile = None
+        self._outputs.clear()
+        self._ptys.clear()
+
     def close(self) -> None:
         """Take the PTYs away."""
         for pty in self._ptys:

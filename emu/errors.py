@@ -23,6 +23,14 @@ class GuestError(EmuError):
     """The guest failed: it panicked, died, or did not answer."""
 
 
+class OutputLimit(GuestError):
+    """A command wrote more than it may."""
+
+
+class MachineDied(EmuError):
+    """The process of a machine is gone."""
+
+
 class GuestTimeout(GuestError):
     """What was waited for did not happen in time."""
 

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from devices.virtio.device import VirtioDevice
     from devices.virtio.p9 import Virtio9p
 
-__all__ = ["DebugExit", "DiskImage", "Fittings", "Share"]
+__all__ = ["DebugExit", "DiskImage", "Fittings", "Share", "Vsock", "VsockNetwork"]
 
 FILES_TAG = "hypercalls"                # for messages
 PORTS = 1 << 16
+FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE    # 0 to 2 have meanings of their own, as has the one behind the last
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,33 @@ class DiskImage:
 
 
 @dataclass(frozen=True)
+class VsockNetwork:
+    """A machine's place among those of a host whose guests can connect to each other by vsock.
+
+    Attributes:
+        directory: where the machines have their socket files; the file's name is the CID.
+        cid: the guest's address, which no other machine there has.
+
+    Raises:
+        EmuError: no guest can have that address.
+    """
+
+    directory: str | os.PathLike[str]
+    cid: int
+
+    def __post_init__(self) -> None:
+        if not FIRST_CID <= self.cid <= LAST_CID:
+            raise EmuError(f"vsock: no guest can have the CID {self.cid}; the first is {FIRST_CID}")
+
+    def path(self, cid: int) -> Path:
+        """The socket file of the machine that has an address."""
+        return Path(self.directory, str(cid))
+
+
+Vsock = bool | str | os.PathLike[str] | VsockNetwork
+
+
+@dataclass(frozen=True)
 class DebugExit:
     """Ports by which a guest ends the machine with a status (devices/isa_debug_exit.py).
 
@@ -91,7 +119,7 @@ class Fittings:
         shares: by mount tag.
         disks: in order.
         vsock: True for sockets between the guest and this program (`Machine.vsock`); a path also makes a socket file
-            there for other programs of the host.
+            there for other programs of the host; a network also lets guests connect to each other.
         channel: a way for commands and files besides the console (`emu.channel`), for guests that have our agent.
         hvc: a virtio console, hvc0 in the guest; once its driver has come, `Machine.console` is there.
         hypercalls: those of users, beside the built-in ones.
@@ -103,7 +131,7 @@ class Fittings:
 
     shares: Mapping[str, Share] = field(default_factory=dict)
     disks: tuple[DiskImage, ...] = ()
-    vsock: bool | str | os.PathLike[str] = False
+    vsock: Vsock = False
     channel: bool = True
     hvc: bool = False
     hypercalls: tuple[Hypercall, ...] = ()

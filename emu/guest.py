@@ -16,6 +16,7 @@ from time import monotonic
 
 from emu.console import Console
 from emu.errors import GuestError, GuestStopped, GuestTimeout
+from emu.job import shown
 from emu.shell_protocol import LINE_BYTES, Damaged, Probe, Reply, function_text, parse_reply, request_line, status_of
 
 __all__ = ["Result", "SerialShell"]
@@ -57,6 +58,12 @@ class Result:
     @property
     def stderr(self) -> str:
         return self.stderr_bytes.decode("utf-8", "surrogateescape")
+
+    def check(self, command: bytes) -> None:
+        """Raise `GuestError`, which quotes the command and the last line of stderr, unless the status is 0."""
+        if self.status:
+            last = (self.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise GuestError(f"{shown(command)} ended with status {self.status}: {last}")
 
 
 class _ShellLost(Exception):
@@ -150,13 +157,12 @@ class SerialShell:
         try:
             result = self._run(text, input)
         except GuestTimeout as error:
-            raise GuestTimeout(f"{_shown(text)} did not end within {timeout:g} s{self._cancel()}") from error
+            raise GuestTimeout(f"{shown(text)} did not end within {timeout:g} s{self._cancel()}") from error
         except BaseException:
             self._shell_there = False
             raise
-        if check and result.status:
-            last = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise GuestError(f"{_shown(text)} ended with status {result.status}: {last}")
+        if check:
+            result.check(text)
         return result
 
     def _run(self, text: bytes, input: bytes | None) -> Result:
@@ -178,7 +184,7 @@ class SerialShell:
             except Damaged as damage:
                 self._pause(attempt)
                 reply = self._ask(f"a '{damage.files}'")
-        raise GuestError(f"the output of {_shown(text)} came damaged {ATTEMPTS} times over the serial console")
+        raise GuestError(f"the output of {shown(text)} came damaged {ATTEMPTS} times over the serial console")
 
     def _load(self, name: str, data: bytes) -> None:
         """Write a file of our directory in the guest."""
@@ -302,9 +308,3 @@ def _succeeded(content: bytes) -> bool:
         return status_of(content)[0] == 0
     except ValueError:
         return False
-
-
-def _shown(text: bytes) -> str:
-    """A command for a message of one line."""
-    line = repr(text.decode("utf-8", "replace"))
-    return line if len(line) <= 80 else line[:77] + "..."

@@ -13,7 +13,7 @@ from emu.acpi.wiring import RSDP_ADDRESS
 from emu.cache import Cache
 from emu.errors import EmuError
 from emu.fetch import KERNELS, Guest, fetch_guest
-from emu.fittings import DebugExit, DiskImage, Fittings, Share
+from emu.fittings import DebugExit, DiskImage, Fittings, Share, Vsock
 from emu.handlers import handlers
 from emu.images.initramfs import load_initramfs
 from emu.images.root import is_disk_image, load_root
@@ -78,7 +78,7 @@ def boot(
     memory: int = DEFAULT_MEMORY,
     shares: Mapping[str, Path_ | Share] | None = None,
     disks: Sequence[Path_ | DiskImage] = (),
-    vsock: bool | Path_ = False,
+    vsock: Vsock = False,
     config: Path_ | None = None,
     hypercalls: Sequence[Hypercall | str] = (),
     syscalls: Sequence[Syscall | str] = (),
@@ -107,7 +107,8 @@ def boot(
         memory: bytes of RAM, 64 MiB to 8 GiB.
         shares: directories of the host by mount tag; the guest has them at /mnt/<tag>.
         disks: raw images, /dev/vda and on.
-        vsock: True for sockets between the guest and this program, a path for a socket file as well.
+        vsock: True for sockets between the guest and this program, a path for a socket file as well, a network for
+            sockets between guests, too (docs/fleet.md).
         config: a directory that configures the guest (docs/guest.md).
         hypercalls: handlers, or names of what has them at its top level: a file that ends in .py, a module, or an
             entry point of an installed distribution (docs/hypercalls.md).

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from devices.disk import Disk
 from devices.isa_debug_exit import IsaDebugExit
@@ -38,6 +38,7 @@ from hypercalls.registry import Registry
 from hypercalls.syscalls import SyscallTable
 
 if TYPE_CHECKING:
+    from emu.process.client import MachineProcess
     from emu.vsock import VsockHost
 
 SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
@@ -177,6 +178,11 @@ class Machine(GuestCommands):
             raise EmuError("this machine has no vsock device; make it with vsock=True, or the path of a socket file")
         return self._plugged.vsock
 
+    @property
+    def vsock_path(self) -> Path | None:
+        """The socket file for programs of the host, None if there is none."""
+        return self._plugged.vsock.path if self._plugged.vsock else None
+
     # -- serial line and files ---------------------------------------------------------------------------------
 
     def serial_send(self, data: bytes) -> None:
@@ -211,6 +217,11 @@ class Machine(GuestCommands):
     def unwatch_fd(self, fd: int) -> None:
         """End that."""
         self._poller.forget(fd)
+
+    def wait_fds(self) -> None:
+        """Sleep until a file that is watched can be read, half a second at most: for a machine that has stopped."""
+        self._check_open()
+        self._poller.wait(LONGEST_SLEEP_NS)
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -412,17 +423,71 @@ class Machine(GuestCommands):
         """What is behind the guest's disks, in order."""
         return self._plugged.disks
 
+    @overload
+    def fork(self) -> MachineProcess: ...
+    @overload
+    def fork(self, count: int) -> list[MachineProcess]: ...
+
+    def fork(self, count: int | None = None) -> MachineProcess | list[MachineProcess]:
+        """Fork this process, for machines that go on from here each by itself; this one can be driven on.
+
+        Args:
+            count: how many; None: one, and not a list.
+
+        Raises:
+            EmuError: the machine is closed, running, or has stopped; Python runs other threads, whose locks a fork
+                would leave locked (`emu.spawn` makes a process without any); a disk is written in place.
+        """
+        from emu.process.forking import fork_here
+
+        machines = fork_here(self, 1 if count is None else count)
+        return machines[0] if count is None else machines
+
+    def prepare_fork(self) -> None:
+        """Be such that copies of this process can go on with the machine.
+
+        Raises:
+            EmuError: the machine is closed, running, or has stopped; a disk is written in place.
+        """
+        self._check_still("forked")
+        self.board.com1.flush_bypass()
+        self._plugged.prepare_fork()
+
+    def forked(self, vsock: Path | None = None) -> None:
+        """This process is a copy of the one that had the machine: become another one.
+
+        Args:
+            vsock: path of a socket file of its own, if it has sockets; else there is none.
+
+        Raises:
+            EmuError: the host has no room for what is needed.
+        """
+        self._poller.forget_all()
+        os.close(self._wakeup)
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.watch(self._wakeup, self._woken)
+        self.serial_sinks[:] = [self._console_feed]
+        self.console.forked()
+        self._plugged.forked(vsock)
+        if self.channel is not None:
+            self.channel.forked()
+        self.board.new_generation()
+
+    def _check_still(self, what: str) -> None:
+        """Raise `EmuError` unless the machine stands between two calls that drive it."""
+        self._check_open()
+        if self._driver is not None:
+            raise EmuError(f"the machine is running; it can be {what} between two calls that drive it")
+        if self.stop_reason is not None:
+            raise EmuError(f"the machine has stopped: {self.stop_detail}")
+
     def save(self) -> MachineState:
         """All that the machine is but its memory; it can be driven on.
 
         Raises:
             EmuError: it is closed, is running, or has stopped.
         """
-        self._check_open()
-        if self._driver is not None:
-            raise EmuError("the machine is running; it can be saved between two calls that drive it")
-        if self.stop_reason is not None:
-            raise EmuError(f"the machine has stopped: {self.stop_detail}")
+        self._check_still("saved")
         return MachineState(
             self.memory.size,
             fittings_state(self._fittings),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from emu.board_state import BoardState
 from emu.channel import ChannelState
 from emu.errors import EmuError
-from emu.fittings import DebugExit, DiskImage, Fittings, Share
+from emu.fittings import DebugExit, DiskImage, Fittings, Share, Vsock
 from emu.plugged import PluggedState
 from hypercalls.registry import Hypercall
 from hypercalls.syscalls import Syscall
@@ -96,7 +96,7 @@ def fittings_of(
     state: FittingsState,
     *,
     shares: Mapping[str, Share],
-    vsock: bool | str | os.PathLike[str],
+    vsock: Vsock,
     files: Share | None,
     hypercalls: tuple[Hypercall, ...],
     syscalls: tuple[Syscall, ...],
@@ -106,7 +106,7 @@ def fittings_of(
     Args:
         state: what was plugged in.
         shares: directories in place of those that have the same mount tag.
-        vsock: a path for a socket file.
+        vsock: a path for a socket file, or a network.
         files: a directory in place of the one for PV_READ and PV_WRITE.
         hypercalls, syscalls: the users'.
 

@@ -63,7 +63,7 @@ CF, AF, SF, TF, IF, DIRECTION, RF = 1, 1 << 4, 1 << 7, 1 << 8, 1 << 9, 1 << 10, 
 FIXED = 2                               # RFLAGS bit 1 is always set
 
 EVENT_PORT = 0xF8                       # the stubs write here
-START_S = 10.0                          # for four instructions, on however busy a host
+PATIENCE_S = 10.0                       # for a few instructions, on however busy a host
 EVENT = struct.Struct("<7Q")
 
 
@@ -225,7 +225,7 @@ class MicroGuest:
         self.cpu.write_msr(MSR_EFER, EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE)
         self.cpu.write_msr(MSR_STAR, 0x23 << 48 | KERNEL_CS << 32)
         self.registers = self.cpu.registers
-        if self.go(START_S) is not Exit.HALT:           # no assertion: python -O would not run it
+        if self.go() is not Exit.HALT:                  # no assertion: python -O would not run it
             raise EmuError(f"the micro guest did not start: {self.cpu.error or 'it does not halt'}")
 
     # -- the board ---------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class MicroGuest:
         self.registers.rsp = FRAME
         self.registers.rip = IRETQ
 
-    def go(self, seconds: float = 0.2) -> Exit:
+    def go(self, seconds: float = PATIENCE_S) -> Exit:
         """Run until an exit, or until the time is over (Exit.KICK)."""
         return self.cpu.run(time.monotonic_ns() + int(seconds * 1e9))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from devices.virtio.rng import Rng, RngState
 from devices.virtio.vsock_state import VsockState
 from emu.channel import PORTS as CHANNEL_PORTS
 from emu.errors import EmuError
-from emu.fittings import Fittings
+from emu.fittings import Fittings, VsockNetwork
 from emu.poller import Poller
 
 if TYPE_CHECKING:
@@ -95,7 +95,11 @@ class Plugged:
         if fittings.vsock is not False:
             from emu.vsock import VsockHost  # 5 ms
 
-            self.vsock = VsockHost(poller, drive, None if fittings.vsock is True else Path(fittings.vsock))
+            if isinstance(fittings.vsock, VsockNetwork):
+                self._vsock_state = replace(self._vsock_state, guest_cid=fittings.vsock.cid)
+                self.vsock = VsockHost(poller, drive, network=fittings.vsock)
+            else:
+                self.vsock = VsockHost(poller, drive, None if fittings.vsock is True else Path(fittings.vsock))
 
     def _make_hvc(self, state: ConsoleState | None) -> Console:
         device = Console(state=state)
@@ -133,7 +137,7 @@ class Plugged:
         if self._socket_device:
             self._socket_device.close()
         self._socket_device = self.vsock.device(clock, self._vsock_state)
-        self._vsock_state = VsockState(GUEST_CID)
+        self._vsock_state = VsockState(self._vsock_state.guest_cid)
         return [*self._fitted, self._socket_device]
 
     def save(self) -> PluggedState:
@@ -151,6 +155,39 @@ class Plugged:
         """The machine is whole again after a restore: connections that were open are gone."""
         if self._socket_device:
             self._socket_device.transport_reset()
+
+    def prepare_fork(self) -> None:
+        """Let the disks be such that a copy of this process can go on with them.
+
+        Raises:
+            EmuError: one cannot.
+        """
+        try:
+            for disk in self._disks:
+                disk.prepare_fork()
+        except ValueError as error:
+            raise EmuError(str(error)) from None
+
+    def forked(self, vsock: Path | None) -> None:
+        """This process is a copy of the one that had the devices: share nothing with that which either can change.
+
+        Args:
+            vsock: a socket file of its own.
+
+        Raises:
+            EmuError: the host has no room for what is needed.
+        """
+        try:
+            for share in self._shares:
+                share.forked()
+            for disk in self._disks:
+                disk.forked()
+        except ValueError as error:
+            raise EmuError(str(error)) from None
+        if self._socket_device:
+            self._socket_device.transport_reset()
+        if self.vsock:
+            self.vsock.forked(vsock)
 
     def close(self) -> None:
         """Give back what the devices have of the host's."""

@@ -52,6 +52,11 @@ class Poller:
         if self._watched.pop(fd, None) is not None:
             self._is_stale = True
 
+    def forget_all(self) -> None:
+        """End all watches."""
+        self._watched.clear()
+        self._is_stale = True
+
     def wait(self, timeout_ns: int) -> None:
         """Sleep until something can be done with a file or the time is over, or a signal came; then call back."""
         self._timeout[0], self._timeout[1] = divmod(max(timeout_ns, 0), SECOND_NS)

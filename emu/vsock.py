@@ -6,13 +6,14 @@ The convention is Firecracker's. For a socket file PATH:
   a newline, then the bytes are the guest's. If the guest refuses, the connection is closed instead;
 - a program of the guest connects to CID 2 (the host), port N; that is a connection to the socket file PATH_N.
 
+Machines of a network have their socket files in one directory, each under its CID. A program of a guest connects to
+the CID of another guest, and its machine says "CONNECT <port> FROM <own CID>" at that one's socket file.
+
 Nothing here starts a thread: sockets are watched beside the guest, on the machine's thread.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -21,8 +22,11 @@ from typing import TypeVar
 
 from devices import Clock, Files, Timer
 from devices.virtio.vsock import Connection, NotReady, State, Vsock
+from devices.virtio.vsock_connection import HOST_CID
 from devices.virtio.vsock_state import VsockState
 from emu.errors import EmuError, GuestError, GuestTimeout
+from emu.fittings import VsockNetwork
+from emu.vsock_calls import GuestCalls
 from emu.vsock_sockets import LAST_PORT, Caller, SocketFile, SocketStream, log
 
 __all__ = ["Drive", "VsockHost", "VsockListener", "VsockStream"]
@@ -42,21 +46,29 @@ class VsockHost:
         files: watches sockets on the machine's thread.
         drive: `Machine.drive`.
         path: of the socket file for programs of the host; None for Python only.
+        network: of which this machine is one, with the socket file there.
 
     Raises:
         EmuError: the socket file cannot be made.
+
+    Attributes:
+        path: of the socket file.
     """
 
-    def __init__(self, files: Files, drive: Drive, path: Path | None = None) -> None:
+    def __init__(
+        self, files: Files, drive: Drive, path: Path | None = None, network: VsockNetwork | None = None
+    ) -> None:
+        if network:
+            path = network.path(network.cid)
         self._files = files
         self._drive = drive
-        self._path = path
+        self.path = path
         self._device: Vsock | None = None
         self._clock: Clock | None = None
         self._timer: Timer | None = None
         self._listeners: dict[int, VsockListener] = {}
         self._callers: set[Caller] = set()
-        self._busy: list[Connection] = []       # of the guest's, to programs that were too busy to accept
+        self._calls = GuestCalls(files, self, path, network)
         self._file = SocketFile(path) if path else None
 
     def device(self, clock: Clock, state: VsockState) -> Vsock:
@@ -64,7 +76,7 @@ class VsockHost:
         self._clock = clock
         self._timer = clock.timer(self._again)
         self._device = Vsock(self, clock, state)
-        self._busy.clear()
+        self._calls.forget_busy()
         self._watch_file()
         return self._device
 
@@ -74,10 +86,31 @@ class VsockHost:
             listener.close()
         for caller in list(self._callers):
             caller.closed("the machine ended")
+        self._calls.close()
         if self._file:
             self._files.forget(self._file.sock.fileno())
             self._file.close()
             self._file = None
+
+    def forked(self, path: Path | None) -> None:
+        """This process is a copy: have a socket file of its own, or none, and let go of the original's sockets.
+
+        The device's connections have to be ended before.
+
+        Raises:
+            EmuError: the socket file cannot be made.
+        """
+        for listener in list(self._listeners.values()):
+            listener.close()
+        for caller in list(self._callers):
+            caller.closed("the machine was forked")
+        self._calls.close()
+        self._calls = GuestCalls(self._files, self, path, None)
+        if self._file:
+            self._file.sock.close()         # the file itself is the original's
+        self.path = path
+        self._file = SocketFile(path) if path else None
+        self._watch_file()
 
     # -- for Python ----------------------------------------------------------------------------------------------
 
@@ -137,10 +170,10 @@ class VsockHost:
 
     # -- from the host -------------------------------------------------------------------------------------------
 
-    def _ask(self, port: int, stream: SocketStream) -> Connection:
+    def _ask(self, port: int, stream: SocketStream, cid: int = HOST_CID) -> Connection:
         if self._device is None:
             raise NotReady("the guest has no vsock device")
-        return self._device.connect(port, stream)
+        return self._device.connect(port, stream, cid)
 
     def _abandon(self, connection: Connection) -> None:
         if self._device:
@@ -158,9 +191,9 @@ class VsockHost:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:        # no file descriptor left: it would be readable for ever
-            log.warning("%s: %s", self._path, error.strerror)
+            log.warning("%s: %s", self._file.path, error.strerror)
             self._files.forget(self._file.sock.fileno())
-            self._later()
+            self.later()
             return
         self._callers.add(Caller(self._files, sock, self._ask, self._callers.discard))
 
@@ -168,68 +201,49 @@ class VsockHost:
 
     def open(self, connection: Connection) -> None:
         """The guest wants to connect: to Python if that listens, else to a socket file."""
-        listener = self._listeners.get(connection.host_port)
+        listener = self._listeners.get(connection.host_port) if connection.host_cid == HOST_CID else None
         if listener is None:
-            self._dial(connection)
+            self._calls.dial(connection)
         elif len(listener.waiting) >= PIPELINE:
-            self._refuse(connection, f"{PIPELINE} connections wait to be accepted by Python")
+            self.refuse(connection, f"{PIPELINE} connections wait to be accepted by Python")
         else:
             try:
                 ours, theirs = socket.socketpair()
             except OSError as error:
-                self._refuse(connection, f"no socket: {error.strerror}")
+                self.refuse(connection, f"no socket: {error.strerror}")
                 return
             listener.waiting.append(VsockStream(ours, self._drive, connection.guest_port, connection.host_port))
-            self._accept(connection, theirs, f"guest to Python's port {listener.port}")
+            name = f"guest to Python's port {listener.port} (from {connection.guest_port})"
+            self.accept(connection, SocketStream(self._files, theirs, name, lambda _reason: None))
 
     def note(self, text: str) -> None:
         """Log what the device has to say."""
         log.debug("%s", text)
 
-    def _dial(self, connection: Connection) -> None:
-        if self._path is None:
-            self._refuse(connection, "nobody listens there")
-            return
-        path = f"{self._path}_{connection.host_port}"
-        try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            self._refuse(connection, f"no socket: {error.strerror}")
-            return
-        result = sock.connect_ex(path)
-        if result == 0:
-            self._accept(connection, sock, f"guest to {path}")
-            return
-        sock.close()
-        if result == errno.EAGAIN:
-            self._busy.append(connection)
-            self._later()
-        else:
-            self._refuse(connection, f"{path}: {os.strerror(result)}")
+    # -- answers to the guest (emu.vsock_calls.Answers) ----------------------------------------------------------
 
-    def _accept(self, connection: Connection, sock: socket.socket, name: str) -> None:
+    def accept(self, connection: Connection, stream: SocketStream) -> None:
+        """The guest's connection has come about."""
         assert self._device
-        stream = SocketStream(self._files, sock, f"{name} (from {connection.guest_port})", lambda _reason: None)
         stream.established()
         self._device.accept(connection, stream)
 
-    def _refuse(self, connection: Connection, reason: str) -> None:
+    def refuse(self, connection: Connection, reason: str) -> None:
+        """It has not."""
         assert self._device
-        log.info("guest port %d to host port %d: refused: %s", connection.guest_port, connection.host_port, reason)
+        port = "host port" if connection.host_cid == HOST_CID else f"CID {connection.host_cid} port"
+        log.info("guest port %d to %s %d: refused: %s", connection.guest_port, port, connection.host_port, reason)
         self._device.refuse(connection, reason)
 
-    def _later(self) -> None:
+    def later(self) -> None:
+        """Try again in a moment what there is no room for."""
         assert self._clock and self._timer
         if self._timer.deadline_ns is None:
             self._timer.arm(self._clock.now_ns() + RETRY_NS)
 
     def _again(self) -> None:
-        """Try once more what there was no room for."""
         self._watch_file()
-        busy, self._busy = self._busy, []
-        for connection in busy:
-            if connection.state is State.ASKED_BY_GUEST:
-                self._dial(connection)
+        self._calls.again()
 
 
 class VsockStream:

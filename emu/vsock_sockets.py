@@ -13,17 +13,19 @@ from pathlib import Path
 
 from devices import Files
 from devices.virtio.vsock import Connection, NotReady
+from devices.virtio.vsock_connection import HOST_CID
 from emu.errors import EmuError
+from emu.fittings import LAST_CID
 
-__all__ = ["LAST_PORT", "LONGEST_PATH", "Caller", "SocketFile", "SocketStream", "log"]
+__all__ = ["LAST_PORT", "LONGEST_PATH", "Caller", "GreetingStream", "SocketFile", "SocketStream", "log"]
 
 Callback = Callable[[], None]
 
 LAST_PORT = 0xFFFF_FFFE             # the one after it is VMADDR_PORT_ANY
 LONGEST_PATH = 107 - len("_4294967295")         # sun_path without its end; PATH_N has to fit, too
 MOST_BUFFERS = 1024                 # IOV_MAX
-GREETING = re.compile(rb"CONNECT ([0-9]{1,10})\n", re.IGNORECASE)
-LONGEST_GREETING = 32
+GREETING = re.compile(rb"CONNECT ([0-9]{1,10})(?: FROM ([0-9]{1,10}))?\n", re.IGNORECASE)
+LONGEST_GREETING = 40
 PIPELINE = 128                      # programs that wait to be accepted
 
 log = logging.getLogger("emu.vsock")
@@ -41,7 +43,10 @@ class SocketStream:
     Attributes:
         is_established: both sides have agreed to the connection.
         name: as handed in.
+        failure_level: at which is logged that it did not come about.
     """
+
+    failure_level = logging.INFO
 
     def __init__(self, files: Files, sock: socket.socket, name: str, finished: Callable[[str], None]) -> None:
         sock.setblocking(False)
@@ -103,19 +108,47 @@ class SocketStream:
 
     def closed(self, reason: str) -> None:
         """It is over, or did not come about."""
-        log.log(logging.DEBUG if self.is_established else logging.INFO, "%s: %s", self.name, reason)
+        log.log(logging.DEBUG if self.is_established else self.failure_level, "%s: %s", self.name, reason)
         self._files.forget(self._sock.fileno())
         self._sock.close()
         self._finished(reason)
 
 
-class Caller(SocketStream):
-    """A program of the host that has connected to PATH; first it has to say which port it wants.
+class GreetingStream(SocketStream):
+    """A socket whose other end has to send a line before anything else.
+
+    Attributes:
+        greeting: the line with its newline; what there was of it, if it ended without.
+    """
+
+    greeting = b""
+
+    def _greet(self) -> None:
+        """Read the line, and not a byte more."""
+        try:
+            seen = self._sock.recv(LONGEST_GREETING - len(self.greeting), socket.MSG_PEEK)
+            line, newline, _rest = seen.partition(b"\n")
+            self.greeting += self._sock.recv(len(line + newline)) if seen else b""
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.closed(f"gone without a word: {error.strerror}")
+            return
+        if newline or not seen or len(self.greeting) >= LONGEST_GREETING:
+            self._greeted()
+
+    def _greeted(self) -> None:
+        """The line is there, or will never be."""
+        raise NotImplementedError
+
+
+class Caller(GreetingStream):
+    """A program of the host, or another machine, that has connected to PATH; first it has to say which port it wants.
 
     Args:
         files: watches the socket.
         sock: taken over.
-        ask: asks the guest for a connection to a port.
+        ask: asks the guest for a connection to a port, from the address of who wants it.
         finished: called when it is over.
     """
 
@@ -123,43 +156,24 @@ class Caller(SocketStream):
         self,
         files: Files,
         sock: socket.socket,
-        ask: Callable[[int, SocketStream], Connection],
+        ask: Callable[[int, SocketStream, int], Connection],
         finished: Callable[[Caller], None],
     ) -> None:
         super().__init__(files, sock, "a program of the host", lambda reason: finished(self))
         self._ask = ask
-        self._greeting = b""
         self._connection: Connection | None = None
         self.watch(self._greet, None)
 
-    def _greet(self) -> None:
-        """Read the line, and not a byte more."""
-        try:
-            seen = self._sock.recv(LONGEST_GREETING - len(self._greeting), socket.MSG_PEEK)
-            line, newline, _rest = seen.partition(b"\n")
-            self._greeting += self._sock.recv(len(line + newline)) if seen else b""
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.closed(f"gone before it said CONNECT: {error.strerror}")
-            return
-        if newline:
-            self._call()
-        elif not seen or len(self._greeting) >= LONGEST_GREETING:
-            self._misunderstood()
-
-    def _misunderstood(self) -> None:
-        self.closed(f"sent {self._greeting!r} where CONNECT and a port were expected")
-
-    def _call(self) -> None:
-        found = GREETING.fullmatch(self._greeting)
-        if not found or int(found[1]) > LAST_PORT:
-            self._misunderstood()
+    def _greeted(self) -> None:
+        found = GREETING.fullmatch(self.greeting)
+        port, cid = (int(found[1]), int(found[2] or HOST_CID)) if found else (0, 0)
+        if port > LAST_PORT or not HOST_CID <= cid <= LAST_CID:
+            self.closed(f"sent {self.greeting!r} where CONNECT and a port were expected")
             return
         self.watch(None, None)
-        self.name = f"a program of the host to guest port {int(found[1])}"
+        self.name = f"{'a program of the host' if cid == HOST_CID else f'CID {cid}'} to guest port {port}"
         try:
-            self._connection = self._ask(int(found[1]), self)
+            self._connection = self._ask(port, self, cid)
         except NotReady as error:
             self.closed(str(error))
 

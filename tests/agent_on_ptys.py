@@ -12,6 +12,7 @@ import subprocess
 import termios
 import tty
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -132,7 +133,7 @@ class AgentOnPtys:
         agent.write_text(text)
         environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(home)}
         self._process = subprocess.Popen(
-            [*shell, str(agent)], stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+            [*shell, str(agent)], stdin=subprocess.DEVNULL, start_new_session=True, env=environment, umask=0o022
         )
 
     def port(self, number: int, name: str = "") -> PtyPort:
@@ -162,7 +163,8 @@ class AgentOnPtys:
             leader = session.read_text().strip()
             # That process may have ended long ago, and another one have its number
             if leader and _directory_of(leader) == os.path.realpath(session.parent):
-                os.killpg(int(leader), signal.SIGKILL)
+                with suppress(ProcessLookupError):      # it may end just now
+                    os.killpg(int(leader), signal.SIGKILL)
         for port in self.ports.values():
             os.close(port.fd)
 

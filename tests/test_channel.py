@@ -181,9 +181,12 @@ def test_commands_run_at_the_same_time(own_guest: AgentOnPtys, tmp_path: Path) -
 
 
 def test_a_command_past_its_time_is_gone_with_its_children(own_guest: AgentOnPtys, tmp_path: Path) -> None:
-    with pytest.raises(GuestTimeout, match=r"sleep 100.* did not end within 0.5 s$"):
-        own_guest.channel.run(f"sleep 100 & echo $! $$ >{tmp_path}/pids; sleep 100", timeout=0.5)
-    pids = (tmp_path / "pids").read_text().split()
+    noted = tmp_path / "pids"
+    for timeout in (0.5, 5, TIMEOUT_S):     # on a busy host the command may not have begun in the first of them
+        with pytest.raises(GuestTimeout, match=rf"sleep 100.* did not end within {timeout:g} s$"):
+            own_guest.channel.run(f"sleep 100 & echo $! $$ >{noted}; sleep 100", timeout=timeout)
+        if noted.exists() and (pids := noted.read_text().split()):
+            break
     assert eventually(lambda: not any(is_there(pid) for pid in pids))
     assert own_guest.channel.run("echo next", timeout=TIMEOUT_S).stdout == "next\n"
 
@@ -242,10 +245,12 @@ def test_check_raises_with_the_last_error_line(guest: AgentOnPtys) -> None:
         guest.channel.run("echo a >&2; echo b >&2; false", check=True, timeout=TIMEOUT_S)
 
 
-def test_many_commands_one_after_another(own_guest: AgentOnPtys) -> None:
+def test_many_commands_one_after_another(own_guest: AgentOnPtys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one slot, if it has time to become free after each."""
+    monkeypatch.setattr(channel_module, "SETTLE_S", TIMEOUT_S)
     numbers = [own_guest.channel.run(f"echo {n}", timeout=TIMEOUT_S).stdout for n in range(100)]
     assert numbers == [f"{n}\n" for n in range(100)]
-    assert len(own_guest.ports) <= 1 + 2 * 2
+    assert len(own_guest.ports) == 1 + 2
 
 
 def cats_of(slot: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from emu import micro
 from emu.errors import EmuError
 from emu.machine import Machine
 from emu.memory import MIB
-from tests.test_machine import SPIN, out
+from tests.support.descriptors import open_files
+from tests.test_machine import END_S, SPIN, out
 
 SERIAL = 0x3F8
 
@@ -32,7 +34,7 @@ def test_driving_from_below_a_run_is_refused(machine: Machine) -> None:
     machine.board.bypass.arm(None)
     machine.serial_sinks.append(lambda _data: machine.drive(lambda: False, 1) and None)
     with pytest.raises(EmuError, match="running already"):
-        machine.drive(lambda: False, 5)
+        machine.drive(lambda: False, END_S)
     machine.serial_sinks.pop()
     assert machine.drive(lambda: True)
     assert not machine.drive(lambda: False, 0.02)
@@ -42,32 +44,28 @@ def test_closing_from_below_a_run_is_refused(machine: Machine) -> None:
     machine.board.bypass.arm(None)
     machine.serial_sinks.append(lambda _data: machine.close())
     with pytest.raises(EmuError, match="cannot be closed now"):
-        machine.drive(lambda: False, 5)
+        machine.drive(lambda: False, END_S)
     machine.serial_sinks.pop()
     assert not machine.drive(lambda: False, 0.02)
 
 
 def test_second_thread_is_refused_and_the_first_goes_on(machine: Machine) -> None:
-    refused = threading.Event()
-    done = threading.Event()
+    driving, refused, done = threading.Event(), threading.Event(), threading.Event()
 
     def first() -> None:
-        machine.drive(refused.is_set, 10)
+        machine.drive(lambda: driving.set() or refused.is_set(), END_S)
         done.set()
 
     thread = threading.Thread(target=first)
     thread.start()
-    deadline = time.monotonic() + 10
+    assert driving.wait(END_S)
     try:
-        while not refused.is_set() and time.monotonic() < deadline:
-            try:
-                machine.drive(lambda: False, 0.001)
-            except EmuError as error:
-                assert "running already" in str(error)
-                refused.set()
+        with pytest.raises(EmuError, match="running already"):
+            machine.drive(lambda: False, 0.001)
     finally:
-        thread.join(15)
-    assert refused.is_set() and done.is_set()
+        refused.set()
+        thread.join(END_S)
+    assert done.is_set()
 
 
 def test_closed_machine_refuses_everything(machine: Machine) -> None:
@@ -88,11 +86,11 @@ def test_machine_that_cannot_be_made_leaves_no_file_open(monkeypatch: pytest.Mon
         raise EmuError("no board today")
 
     monkeypatch.setattr(machine_module, "Board", broken)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(5):
         with pytest.raises(EmuError, match="no board"):
             Machine(64 * MIB)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_endless_timeout_is_a_timeout(machine: Machine) -> None:
@@ -102,7 +100,7 @@ def test_endless_timeout_is_a_timeout(machine: Machine) -> None:
 def test_timer_armed_inside_a_slice_does_not_wait_for_its_end(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine_module, "SLICE_NS", 3_000_000_000)
+    monkeypatch.setattr(machine_module, "SLICE_NS", 20_000_000_000)
     late: list[int] = []
     timer = machine.clock.timer(lambda: late.append(machine.clock.now_ns() - due))
     due = 0
@@ -114,19 +112,23 @@ def test_timer_armed_inside_a_slice_does_not_wait_for_its_end(
 
     machine.board.bypass.arm(None)
     machine.serial_sinks.append(arm)
-    assert machine.drive(lambda: bool(late), 10)
-    assert late[0] < 1_000_000_000
+    assert machine.drive(lambda: bool(late), END_S)
+    assert late[0] < 10_000_000_000
 
 
 def test_forked_child_can_drive_on(machine: Machine) -> None:
     machine.drive(lambda: False, 0.01)
     child = os.fork()
     if not child:
-        os._exit(0 if machine.drive(lambda: False, 0.05) is False else 1)
-    deadline = time.monotonic() + 20
+        status = 1
+        try:
+            status = int(machine.drive(lambda: False, 0.05))
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + END_S
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
         machine.drive(lambda: False, 0.01)
     if ended == (0, 0):
-        os.kill(child, 9)
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert ended[0] == child and os.waitstatus_to_exitcode(ended[1]) == 0

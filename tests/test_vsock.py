@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.virtio.vsock_connection import BUFFER_SIZE, SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
+from devices.virtio.vsock_connection import BUFFER_SIZE, HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
 from devices.virtio.vsock_state import VsockState
 from emu import vsock
 from emu.errors import EmuError, GuestError, GuestStopped, GuestTimeout
@@ -273,7 +273,7 @@ def test_reset_by_the_guest_closes(bench: Bench, path: Path) -> None:
 
 def test_slow_reader_gets_everything_in_order_and_memory_is_bounded(bench: Bench, path: Path) -> None:
     sock, port = call(bench, path)
-    connection = bench.guest.device._connections[22, port]
+    connection = bench.guest.device._connections[22, port, HOST_CID]
     sent = taken = 0
     expected, received = bytearray(), bytearray()
     fwd_cnt = 0

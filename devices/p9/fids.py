@@ -6,10 +6,11 @@ import errno
 import os
 from array import array
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from devices.p9 import guards
-from devices.p9.export import Limits
+from devices.p9.export import WIRE_TRUNC, Limits, host_flags, reopen
 from devices.p9.nodes import Node, Tree
 from devices.p9.saved import LockRequest
 
@@ -208,6 +209,18 @@ class FidTable:
             self.opened -= 1
             os.close(fd)
         return fid
+
+    def forked(self) -> None:
+        """This process is a copy: files that are open get positions of their own, and lose the locks, which stay
+        with the original. One that cannot be opened again keeps its shared position, which only directories use.
+        """
+        for fid in self.by_number.values():
+            fid.locks = []
+            if fid.fd != CLOSED:
+                with suppress(OSError):
+                    fd = reopen(fid.fd, fid.node.kind, host_flags(fid.flags & ~WIRE_TRUNC))
+                    os.dup2(fd, fid.fd, inheritable=False)
+                    os.close(fd)
 
     def clear(self) -> None:
         """Forget all."""

@@ -244,6 +244,10 @@ class P9Server:
         """The session; `P9Server(export, server.save())` goes on with it."""
         return save(self._session)
 
+    def forked(self) -> None:
+        """This process is a copy of the one that had the session: share no position and no lock with that."""
+        self._session.fids.forked()
+
     def close(self) -> None:
         """Give every descriptor back; nothing may be asked after."""
         self._session.start(0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from devices.disk import SECTOR, Disk, DiskError
+from devices.overlay import branched, settled
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Chain, Queue
 
@@ -128,6 +129,22 @@ class Blk(VirtioDevice):
             self.disk.close()
         except OSError as error:
             self._report(error)
+
+    def prepare_fork(self) -> None:
+        """Let what was written until now be the same for this process and the copies of it that come.
+
+        Raises:
+            DiskError: this disk cannot have copies that differ.
+        """
+        self.disk = settled(self.disk)
+
+    def forked(self) -> None:
+        """This process is a copy: what is written from now on is its own.
+
+        Raises:
+            DiskError: there is no room for that.
+        """
+        self.disk = branched(self.disk)
 
     def save(self) -> BlkState:
         """The device has no state but what disk it is."""

@@ -72,6 +72,10 @@ class Virtio9p(VirtioDevice):
         self._queue = None
         self._server.close()
 
+    def forked(self) -> None:
+        """This process is a copy of the one that had the device: share no position and no lock with that."""
+        self._server.forked()
+
     def save(self) -> P9State:
         """The session."""
         return self._server.save()

@@ -32,6 +32,7 @@ QUEUE_SIZE, EVENT_QUEUE_SIZE = 256, 16
 F_STREAM = 1 << 0                   # VIRTIO_VSOCK_F_STREAM
 COMMUNICATION_CONTROLLER = 0x07_8000
 TRANSPORT_RESET = (0).to_bytes(4, "little")     # struct virtio_vsock_event
+CID_ANY = 0xFFFF_FFFF               # VMADDR_CID_ANY: nobody's address
 
 FIRST_HOST_PORT, HOST_PORTS = 1 << 30, 1 << 30  # of connections that the host asks for
 MOST_CONNECTIONS = 2048             # at a time
@@ -47,7 +48,10 @@ class Backend(Protocol):
     """The host's side of the device."""
 
     def open(self, connection: Connection) -> None:
-        """The guest asks for a connection to `connection.host_port`: answer by `accept` or `refuse`, now or later."""
+        """The guest asks for a connection to `connection.host_port`: answer by `accept` or `refuse`, now or later.
+
+        `connection.host_cid` says whose port it is: the host's own, or that of a machine which may not exist.
+        """
 
     def note(self, text: str) -> None:
         """Something that whoever looks for a fault wants to know."""
@@ -75,7 +79,7 @@ class Vsock(VirtioDevice):
         self._queues: Sequence[Queue | None] = (None, None, None)
         self._working = False
         self._held_up = False           # packets wait in the tx queue until RSTs have gone
-        self._connections: dict[tuple[int, int], Connection] = {}
+        self._connections: dict[tuple[int, int, int], Connection] = {}      # by `Connection.key`
         self._draining: set[Connection] = set()
         self._ready: deque[Connection] = deque()        # those with a packet for the guest, in turn
         self._resets: deque[bytes] = deque()            # whole packets
@@ -127,12 +131,13 @@ class Vsock(VirtioDevice):
         self._state = replace(self._state, transport_reset=True)
         self._from_host()
 
-    def connect(self, guest_port: int, stream: Stream) -> Connection:
+    def connect(self, guest_port: int, stream: Stream, host_cid: int = HOST_CID) -> Connection:
         """Ask the guest for a connection; the stream hears that it is `established`, or `closed`.
 
         Args:
             guest_port: where.
             stream: the host's end.
+            host_cid: whose end the guest is told that it is: the host's, or another machine's.
 
         Raises:
             NotReady: no driver, one that takes no packets, or too many connections.
@@ -144,7 +149,7 @@ class Vsock(VirtioDevice):
         if self._full:
             raise NotReady(f"{MOST_CONNECTIONS} connections are open")
         while True:
-            key = guest_port, FIRST_HOST_PORT + self._next_port
+            key = guest_port, FIRST_HOST_PORT + self._next_port, host_cid
             self._next_port = (self._next_port + 1) % HOST_PORTS
             if key not in self._connections:
                 break
@@ -199,8 +204,8 @@ class Vsock(VirtioDevice):
     def _settle(self, connection: Connection) -> None:
         """Something happened to a connection: put it where it belongs now."""
         if connection.state is State.OVER:
-            if self._connections.get((connection.guest_port, connection.host_port)) is connection:
-                del self._connections[connection.guest_port, connection.host_port]
+            if self._connections.get(connection.key) is connection:
+                del self._connections[connection.key]
             if connection.draining:
                 self._draining.add(connection)
             else:
@@ -219,7 +224,7 @@ class Vsock(VirtioDevice):
     def _end(self, connection: Connection, reason: str) -> None:
         """End a connection, and tell the guest."""
         connection.end(reason)
-        self._send_reset(HOST_CID, self.guest_cid, connection.host_port, connection.guest_port, STREAM)
+        self._send_reset(connection.host_cid, self.guest_cid, connection.host_port, connection.guest_port, STREAM)
         self._settle(connection)
 
     def _forget(self, reason: str) -> None:
@@ -328,9 +333,9 @@ class Vsock(VirtioDevice):
         header = Header._make(HEADER.unpack(chain.read(HEADER.size)))
         if header.len > chain.readable_size - HEADER.size:
             raise BadRequest(f"a packet with {chain.readable_size - HEADER.size} of {header.len} bytes")
-        connection = self._connections.get((header.src_port, header.dst_port))
-        if header.src_cid != self.guest_cid or header.dst_cid != HOST_CID or header.type != STREAM:
-            self._answer_stray(header, "not a stream between guest and host")
+        connection = self._connections.get((header.src_port, header.dst_port, header.dst_cid))
+        if header.src_cid != self.guest_cid or not HOST_CID <= header.dst_cid < CID_ANY or header.type != STREAM:
+            self._answer_stray(header, "not a stream from the guest's address to another one")
         elif connection is None:
             self._handle_new(header)
         elif connection.handle(header, chain):
@@ -344,9 +349,9 @@ class Vsock(VirtioDevice):
         elif self._full:
             self._answer_stray(header, f"{MOST_CONNECTIONS} connections are open")
         else:
-            connection = Connection(header.src_port, header.dst_port, State.ASKED_BY_GUEST)
+            connection = Connection(header.src_port, header.dst_port, header.dst_cid, State.ASKED_BY_GUEST)
             connection.note_credit(header)
-            self._connections[header.src_port, header.dst_port] = connection
+            self._connections[connection.key] = connection
             self._settle(connection)
             self._backend.open(connection)
 

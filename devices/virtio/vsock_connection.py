@@ -101,10 +101,10 @@ class State(Enum):
 
 
 class Connection:
-    """A connection between a port of the guest and one of the host.
+    """A connection between a port of the guest and one of the host, or of another machine that the host speaks for.
 
     Args:
-        guest_port, host_port: what it is known by.
+        guest_port, host_port, host_cid: what it is known by.
         state: ASKED_BY_GUEST or ASKED_BY_HOST.
         stream: the host's end, where the host asked.
 
@@ -114,9 +114,12 @@ class Connection:
         queued: the device's mark: it is among those that have a packet for the guest.
     """
 
-    def __init__(self, guest_port: int, host_port: int, state: State, stream: Stream | None = None) -> None:
+    def __init__(
+        self, guest_port: int, host_port: int, host_cid: int, state: State, stream: Stream | None = None
+    ) -> None:
         self.guest_port = guest_port
         self.host_port = host_port
+        self.host_cid = host_cid
         self.state = state
         self.reason = ""
         self.host_ready = False
@@ -138,7 +141,12 @@ class Connection:
         self._peer_fwd_cnt = 0
 
     def __repr__(self) -> str:
-        return f"guest port {self.guest_port}, host port {self.host_port}"
+        return f"guest port {self.guest_port}, port {self.host_port} of CID {self.host_cid}"
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What it is known by."""
+        return self.guest_port, self.host_port, self.host_cid
 
     # -- from the host -------------------------------------------------------------------------------------------
 
@@ -316,7 +324,7 @@ class Connection:
         op, flags, size = self._next_packet(chain)
         self._forwarded_told = self._forwarded
         chain.write(HEADER.pack(
-            HOST_CID, guest_cid, self.host_port, self.guest_port, size, STREAM, op, flags,
+            self.host_cid, guest_cid, self.host_port, self.guest_port, size, STREAM, op, flags,
             BUFFER_SIZE, self._forwarded & COUNT,
         ))
         return HEADER.size + size

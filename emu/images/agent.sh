@@ -6,7 +6,9 @@
 #                                       slot NUMBER OUT ERR TOKEN       hello VERSION
 #                                       kill NUMBER
 #                                       resume                          resumed
+#                                       renew                           resumed
 # After a restore the host asks to resume: the clock, mounts and configuration are set right, and commands wait for it.
+# A machine that was forked is only asked to renew what makes it another one.
 # A slot runs one command at a time. The port OUT carries requests to it and the command's output from it, ERR the
 # command's input and its errors. Requests:     l LINES INPUT           the command in so many lines
 #                                               b BYTES INPUT           or in so many bytes
@@ -57,6 +59,7 @@ serve() {
             slot) setsid setsid sh "$0" "$number" "${device%p*}p$out" "${device%p*}p$err" "$token" 9>&-;;
             kill) end "$number";;
             resume) . "$emu/resume"; echo resumed >&9;;
+            renew) . "$emu/renew"; echo resumed >&9;;
             esac
         done
         sleep 1

@@ -26,6 +26,11 @@ if [ -z "$busybox" ]; then
     mount -t devtmpfs devtmpfs /dev 2>/dev/null
     mount -t tmpfs -o mode=755 tmpfs /run
     load_drivers
+    # Who this machine is, as programs ask (machine-id(5)); the agent writes another one after a restore or a fork.
+    if [ ! -e /etc/machine-id ]; then
+        IFS=- read -r a b c d e </proc/sys/kernel/random/uuid
+        echo $a$b$c$d$e >/run/machine-id && ln -s /run/machine-id /etc/machine-id
+    fi
 fi
 # devtmpfs has only devices; programs expect some links and directories too.
 $busybox cp -a $emu/dev /

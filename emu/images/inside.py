@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from emu.images.cpio import Entry
-from emu.images.resume import resume_program
+from emu.images.programs import PROGRAMS, listed_program
 
 __all__ = ["DEVICES", "DIRECTORY", "INIT_SCRIPT", "LINK", "own_files", "program", "scripts"]
 
@@ -17,6 +17,7 @@ INIT_SCRIPT = Path(__file__).with_name("init.sh")
 
 SOURCED = {
     "drivers": "drivers.sh", "environment": "environment.sh", "shrc": "shrc.sh", "agent": "agent.sh",
+    "renew": "renew.sh",
     "resume": "resume.sh",
 }
 POWER = "power.sh"
@@ -60,7 +61,7 @@ def own_files(directory: str) -> list[Entry]:
     entries.append(program(f"{directory}/bin/{first}", (here / POWER).read_bytes()))
     entries += [Entry(f"{directory}/bin/{name}", LINK, first.encode()) for name in others]
     entries.append(program(f"{directory}/bin/pv", (here / HYPERCALLS).read_bytes()))
-    entries.append(program(f"{directory}/bin/resume", resume_program()))
+    entries += [program(f"{directory}/bin/{name}", listed_program(name)) for name in PROGRAMS]
     entries.append(Entry(f"{directory}/dev", DIRECTORY))
     entries += [Entry(f"{directory}/dev/{name}", DIRECTORY) for name in DEVICE_DIRECTORIES]
     entries += [Entry(f"{directory}/dev/{name}", LINK, target) for name, target in DEVICE_LINKS.items()]

@@ -1,8 +1,6 @@
 # What a guest that was restored has to set right. Sourced by the agent, which goes on after it whatever happens here.
 
-# The clock and the random numbers: by a program, since date(1) knows whole seconds only.
-[ -c /dev/cpu/0/msr ] || modprobe msr
-"$emu/bin/resume"
+. "$emu/renew"
 
 # Tries, and those after which the driver is bound anew. A mount whose files are gone can be made again at once; the
 # driver is in the way while something of the old one is still open, or when it lost its device.

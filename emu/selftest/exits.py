@@ -6,7 +6,7 @@ from emu import micro
 from emu.cpu.bypass import BYPASS_BYTES, Bypass
 from emu.cpu.platform import Exit
 from emu.micro import CF, CODE, DIRECTION, FIXED, GP, MMIO, PML4, PT, SF, USER_CODE, MicroGuest
-from emu.selftest.check import Failure, Group, Listing, expect, fault, run
+from emu.selftest.check import PATIENCE_S, Failure, Group, Listing, expect, fault, run
 
 GROUP = Group("exits")
 
@@ -226,7 +226,7 @@ def python_error() -> None:
     with _FailingGuest() as guest:
         guest.put(IN_LOOP.code, rdx=PORT)
         try:
-            end = guest.go()
+            end = guest.go(PATIENCE_S)
         except _Unplugged:
             return
         raise Failure(f"the guest ended by {end.value}")

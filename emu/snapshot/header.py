@@ -27,7 +27,7 @@ __all__ = [
     "unpack",
 ]
 
-VERSION = 1
+VERSION = 2
 LARGEST_HEADER = 256 * MIB              # a guest can have 80 MiB of 9P listings and attributes open
 
 FIRST_LINE = re.compile(
@@ -174,7 +174,7 @@ def unpack(content: bytes, name: str) -> tuple[Header, Any, str]:
     if first is None:
         raise BadSnapshot(f"{name} is not the header of a snapshot, or is damaged")
     version, creator, digest = (group.decode() for group in first.groups())
-    if int(version) > VERSION:
+    if int(version) != VERSION:
         raise BadSnapshot(
             f"{name} was written by pvemu {creator} in version {version} of the format; this is pvemu {__version__},"
             f" which knows version {VERSION}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emu.errors import BadSnapshot
-from emu.fittings import Share
+from emu.fittings import Share, Vsock
 from emu.handlers import handlers
 from emu.machine import Machine
 from emu.machine_state import MachineState, fittings_of
@@ -73,7 +73,7 @@ def restore(
     path: Path_,
     *,
     shares: Mapping[str, Path_ | Share] | None = None,
-    vsock: bool | Path_ = False,
+    vsock: Vsock = False,
     files: Path_ | Share | None = None,
     hypercalls: Sequence[Hypercall | str] = (),
     syscalls: Sequence[Syscall | str] = (),
@@ -86,7 +86,8 @@ def restore(
     Args:
         path: the snapshot's directory; it is only read.
         shares: directories instead of those that were shared, by mount tag.
-        vsock: a path for a socket file; whether there are sockets, the snapshot says.
+        vsock: a path for a socket file, or a network, in which the guest gets another address; whether there are
+            sockets, the snapshot says.
         files: a directory instead of the one for PV_READ and PV_WRITE.
         hypercalls, syscalls: as `emu.boot` takes them; handlers are not in a snapshot.
         eager: bytes of the memory that runs needed before, to bring in now (`emu.snapshot.hot`); None: as

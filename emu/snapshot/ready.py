@@ -28,13 +28,15 @@ SETTLE_S = 0.5                          # until nothing of them is under way
 Phase = Callable[[str], AbstractContextManager[object]]
 
 
-def ready_snapshot(memory: int, phase: Phase, say: Callable[[str], None]) -> Path:
+def ready_snapshot(memory: int, phase: Phase, say: Callable[[str], None], sharing: str | None = None) -> Path:
     """Where the snapshot of a booted default guest is; it is made if need be, by one process at a time.
 
     Args:
         memory: bytes of the guest's RAM.
         phase: times each part (`emu.phases.Phases`).
         say: told in a line that it is being made.
+        sharing: the mount tag of a share that the guest has, beside sockets; None: it has neither. Which directory it
+            is has to be said when the snapshot is restored.
 
     Raises:
         EmuError: the guest cannot be fetched or booted, or the snapshot cannot be saved.
@@ -42,17 +44,17 @@ def ready_snapshot(memory: int, phase: Phase, say: Callable[[str], None]) -> Pat
     cache = Cache()
     with phase("find the snapshot"):
         directory = cache.workspace(KIND)
-        note = directory / f"ready-{memory}.json"
+        note = directory / f"ready-{memory}{f'-{sharing}' if sharing else ''}.json"
         path = _noted(note)
         if path is not None and _is_usable(path):
             return path
         inputs = _inputs(cache)
-        path = directory / _key(inputs, memory)
+        path = directory / _key(inputs, memory, sharing)
     with _alone(directory):
         if not _is_usable(path):        # another process may have made it meanwhile
             say("making the default guest's snapshot; this takes some seconds, once")
             with phase("make the snapshot"):
-                _make(path, memory)
+                _make(path, memory, sharing)
         _write_note(note, path, inputs)
     return path
 
@@ -80,11 +82,11 @@ def _stamp(path: Path | str) -> list[str | int]:
     return [os.fspath(path), status.st_size, status.st_mtime_ns]
 
 
-def _key(inputs: list[Path], memory: int) -> str:
+def _key(inputs: list[Path], memory: int, sharing: str | None) -> str:
     """A name for all that the snapshot depends on: ours by content, what was fetched by name, size and time."""
     from hashlib import sha256
 
-    digest = sha256(f"{__version__} {VERSION} {memory}\n".encode())
+    digest = sha256(f"{__version__} {VERSION} {memory} {sharing or ''}\n".encode())
     package = Path(__file__).parents[1]
     for path in inputs:
         if package in path.parents:
@@ -115,16 +117,20 @@ def _write_note(note: Path, path: Path, inputs: list[Path]) -> None:
     os.replace(partial, note)
 
 
-def _make(path: Path, memory: int) -> None:
+def _make(path: Path, memory: int, sharing: str | None) -> None:
+    from tempfile import TemporaryDirectory
+
     from emu.launch import boot
 
-    with boot(kernel=KERNEL, memory=memory) as machine:
-        machine.wait_ready()
-        for _ in range(WARM_UP):
-            machine.run("cat /etc/alpine-release", check=True)
-        machine.run("sync")
-        machine.drive(lambda: False, SETTLE_S)
-        machine.snapshot(path)
+    with TemporaryDirectory() as empty:
+        shares = {sharing: empty} if sharing else {}
+        with boot(kernel=KERNEL, memory=memory, shares=shares, vsock=sharing is not None) as machine:
+            machine.wait_ready()
+            for _ in range(WARM_UP):
+                machine.run("cat /etc/alpine-release", check=True)
+            machine.run("sync")
+            machine.drive(lambda: False, SETTLE_S)
+            machine.snapshot(path)
 
 
 @contextmanager

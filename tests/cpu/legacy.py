@@ -17,7 +17,7 @@ from emu.cpu.entry import enter
 from emu.cpu.platform import Exit, Platform
 from emu.loader import BootState
 from emu.memory import MIB, GuestMemory
-from emu.micro import EVENT_PORT, FIXED, WITH_ERROR_CODE
+from emu.micro import EVENT_PORT, FIXED, PATIENCE_S, WITH_ERROR_CODE
 from hypercalls import GuestFault
 
 IVT, REAL_STUBS, GDT, IDT, TSS, STUBS, RESUMING = 0, 0x5000, 0x6000, 0x6800, 0x7000, 0x8000, 0x9000
@@ -71,6 +71,7 @@ class LegacyGuest:
     Args:
         mode: which.
         resume: whether handlers return; they halt otherwise.
+        last: vector of the event that ends the run, for a guest whose handlers return.
 
     Attributes:
         events, outs, ins, msrs, vectors: as of `emu.micro.MicroGuest`.
@@ -78,6 +79,7 @@ class LegacyGuest:
 
     mode: str
     resume: bool = False
+    last: int | None = None
     events: list[Event] = field(default_factory=list)
     outs: list[tuple[int, int, int]] = field(default_factory=list)
     ins: list[tuple[int, int]] = field(default_factory=list)
@@ -133,6 +135,8 @@ class LegacyGuest:
             self.events.append(Event(vector & 0xFF, 0, ip, cs, flags))
         else:
             self.events.append(Event(*struct.unpack("<5I", self.memory.read(top, 20))))
+        if self.events[-1].vector == self.last:
+            self.cpu.stop()
 
     def rdmsr(self, number: int) -> int:
         """RDMSR of a platform MSR."""
@@ -174,7 +178,7 @@ class LegacyGuest:
             setattr(self.registers, name, value)
         return self.go()
 
-    def go(self, seconds: float = 0.2) -> Exit:
+    def go(self, seconds: float = PATIENCE_S) -> Exit:
         """Run until an exit, or until the time is over (Exit.KICK)."""
         return self.cpu.run(time.monotonic_ns() + int(seconds * 1e9))
 

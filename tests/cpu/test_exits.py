@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 
 import pytest
 
@@ -330,11 +329,10 @@ def test_sti_and_hlt_halts_first() -> None:
 
 def test_an_interrupt_breaks_a_loop_chained_to_itself() -> None:
     with MicroGuest() as guest:
-        assert guest.run(b"\xeb\xfe", rflags=FIXED | IF) is Exit.KICK        # jmp $
+        guest.put(b"\xeb\xfe", rflags=FIXED | IF)                            # jmp $
+        assert guest.go(0.01) is Exit.KICK
         request(guest, VECTOR)
-        started = time.monotonic()
-        assert guest.go() is Exit.HALT
-        assert time.monotonic() - started < 0.1
+        assert guest.go() is Exit.HALT                                       # not the end of its patience
         assert (guest.event.vector, guest.event.rip) == (VECTOR, CODE)
 
 

@@ -22,7 +22,7 @@ from tests.cpu.attacks import MASK_64, RAX, RCX, attack, load, push
 from tests.cpu.hostile import Attack
 from tests.support.remedies import run_alone
 
-PATIENCE_S = 10.0                       # an attack takes 10 ms; a host that hangs takes for ever
+PATIENCE_S = 30.0                       # an attack takes 10 ms; a host that hangs takes for ever
 OUTCOMES = (
     *("still runs", "triple fault", "the guest halted with interrupts off", "the CPU could not go on"),
     "the guest reset the machine",

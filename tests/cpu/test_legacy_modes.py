@@ -157,17 +157,18 @@ def test_an_interrupt_wakes_hlt_and_iret_comes_back(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_software_interrupts_come_back_behind_themselves(mode: str) -> None:
-    with LegacyGuest(mode, resume=True) as guest:
-        # inc eax; int 0x50; inc eax; int3; inc eax; jmp $
-        guest.run(b"\x40\xcd\x50\x40\xcc\x40\xeb\xfe", FIXED | IOPL_3, rax=0)
-        assert [(event.vector, event.ip - guest.place) for event in guest.events] == [(0x50, 3), (BP, 5)]
+    with LegacyGuest(mode, resume=True, last=0x51) as guest:
+        # inc eax; int 0x50; inc eax; int3; inc eax; int 0x51; jmp $
+        guest.run(b"\x40\xcd\x50\x40\xcc\x40\xcd\x51\xeb\xfe", FIXED | IOPL_3, rax=0)
+        assert [(event.vector, event.ip - guest.place) for event in guest.events] == [(0x50, 3), (BP, 5), (0x51, 8)]
         assert guest.registers.rax == 3
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_trap_flag_stops_after_each_instruction(mode: str) -> None:
-    with LegacyGuest(mode, resume=True) as guest:
-        guest.run(b"\x90\x0f\xa2\x90\xeb\xfe", FIXED | TF | IOPL_3, rax=0)        # nop; cpuid; nop; jmp $
+    with LegacyGuest(mode, resume=True, last=0x51) as guest:
+        # nop; cpuid; nop; int 0x51; jmp $
+        guest.run(b"\x90\x0f\xa2\x90\xcd\x51\xeb\xfe", FIXED | TF | IOPL_3, rax=0)
         # The way into real mode ends in POPF and a jump, which is the first to be stopped behind
         ips = [event.ip - guest.place for event in guest.events if event.vector == DB]
         assert ips[mode == "real" :][:3] == [1, 3, 4]

@@ -23,12 +23,14 @@ from emu.cpu.constants import (
 from emu.cpu.cpu import Cpu
 from emu.cpu.library import load
 from emu.cpu.platform import Exit
-from emu.micro import BP, CODE, DATA, UD, USER_CODE, USER_CS32, MicroGuest, host_address
+from emu.micro import BP, CODE, DATA, PATIENCE_S, UD, USER_CODE, USER_CS32, MicroGuest, host_address
 from tests.support.remedies import run_alone
 
 INTERVAL_NS = 50_000
 SECONDS = 2.0
 SOAK_SECONDS = 10.0
+STOPS_PER_S = 100                       # at least, for a test to mean something; a quiet host makes 10,000
+MOST_ROUNDS = 20                        # of work, until there were as many on a busy one
 
 COUNT = (
     b"\x48\xff\x04\x25" + struct.pack("<I", DATA)       # inc qword [DATA]
@@ -74,13 +76,33 @@ Stopper = Callable[[MicroGuest, float], int]
 STOPPERS: dict[str, Stopper] = {"timer": stopped_by_the_timer, "thread": stopped_by_a_thread}
 
 
-def count(guest: MicroGuest, turns: int, stopper: Stopper, seconds: float) -> tuple[int, int]:
-    """Run the loop `turns` times under stops: what memory and a register counted."""
-    guest.memory.write(DATA, bytes(8))
-    guest.put(COUNT, rcx=turns, rbx=0)
-    stops = stopper(guest, seconds)
-    assert stops > 100 * seconds
-    return guest.quad(DATA), guest.registers.rbx
+def is_right(seconds: float, work: Callable[[], tuple[bool, int]]) -> bool:
+    """Whether work under stops has the right result, again and again until there were enough stops.
+
+    Args:
+        seconds: that the work takes about.
+        work: returns whether its result was right, and the number of stops.
+    """
+    stops = 0
+    for _ in range(MOST_ROUNDS):
+        right, more = work()
+        stops += more
+        if not right or stops > STOPS_PER_S * seconds:
+            return right
+    raise AssertionError(f"only {stops} stops in {MOST_ROUNDS} rounds")
+
+
+def counts_right(guest: MicroGuest, stopper: Stopper, seconds: float) -> bool:
+    """Whether memory and a register count the turns of the loop under stops, in some seconds."""
+    turns = turns_in(guest, seconds)
+
+    def work() -> tuple[bool, int]:
+        guest.memory.write(DATA, bytes(8))
+        guest.put(COUNT, rcx=turns, rbx=0)
+        stops = stopper(guest, seconds)
+        return (guest.quad(DATA), guest.registers.rbx) == (turns, turns), stops
+
+    return is_right(seconds, work)
 
 
 def turns_in(guest: MicroGuest, seconds: float) -> int:
@@ -94,8 +116,7 @@ def turns_in(guest: MicroGuest, seconds: float) -> int:
 @pytest.mark.parametrize("stopper", STOPPERS)
 def test_stops_lose_and_repeat_no_instruction(stopper: str) -> None:
     with MicroGuest() as guest:
-        turns = turns_in(guest, SECONDS / 2)
-        assert count(guest, turns, STOPPERS[stopper], SECONDS / 2) == (turns, turns)
+        assert counts_right(guest, STOPPERS[stopper], SECONDS / 2)
 
 
 @pytest.mark.soak
@@ -103,16 +124,14 @@ def test_stops_lose_and_repeat_no_instruction(stopper: str) -> None:
 @pytest.mark.parametrize("stopper", STOPPERS)
 def test_stops_lose_and_repeat_no_instruction_for_long(stopper: str) -> None:
     with MicroGuest() as guest:
-        turns = turns_in(guest, SOAK_SECONDS)
-        assert count(guest, turns, STOPPERS[stopper], SOAK_SECONDS) == (turns, turns)
+        assert counts_right(guest, STOPPERS[stopper], SOAK_SECONDS)
 
 
 def count_with_exits_anywhere() -> bool:
     """Whether the count is right with `no_exit_request` taken back, before anything of the loop is translated."""
     with MicroGuest() as guest:
         ffi.cast("uint8_t *", host_address(guest.cpu._uc) + load().layout.no_exit_request)[0] = 0
-        turns = turns_in(guest, 0.5)
-        return count(guest, turns, stopped_by_the_timer, 0.5) == (turns, turns)
+        return counts_right(guest, stopped_by_the_timer, 0.5)
 
 
 def test_they_would_if_libunicorn_stopped_after_any_access() -> None:
@@ -132,18 +151,17 @@ CALL = b"\x0f\x05\x48\xff\xcb\x75\xf9\x0f\x0b"           # syscall; dec rbx; jnz
 KERNEL = b"\x48\xff\x04\x25" + struct.pack("<I", DATA) + b"\x48\x0f\x07"        # inc qword [DATA]; sysretq
 
 
-def system_calls(guest: MicroGuest, calls: int, stopper: Stopper, seconds: float) -> int:
-    """Make `calls` system calls from ring 3 under stops: how many the kernel saw."""
+def system_calls(guest: MicroGuest, calls: int, stopper: Stopper, seconds: float) -> tuple[bool, int]:
+    """Make `calls` system calls from ring 3 under stops: whether the kernel saw all, and the number of stops."""
     guest.cpu.write_msr(MSR_LSTAR, CODE)
     guest.cpu.write_msr(MSR_SFMASK, 0x200)
     guest.memory.write(CODE, KERNEL)
     guest.memory.write(DATA, bytes(8))
     guest.put(CALL, USER_CODE, rbx=calls)
     stops = stopper(guest, seconds)
-    assert stops > 100 * seconds
     assert (guest.event.vector, guest.event.rip) == (UD, USER_CODE + 7)
     guest.events.clear()
-    return guest.quad(DATA)
+    return guest.quad(DATA) == calls, stops
 
 
 def calls_in(guest: MicroGuest, seconds: float) -> int:
@@ -157,7 +175,7 @@ def calls_in(guest: MicroGuest, seconds: float) -> int:
 def test_stops_lose_no_system_call(stopper: str) -> None:
     with MicroGuest() as guest:
         calls = calls_in(guest, SECONDS / 2)
-        assert system_calls(guest, calls, STOPPERS[stopper], SECONDS / 2) == calls
+        assert is_right(SECONDS / 2, lambda: system_calls(guest, calls, STOPPERS[stopper], SECONDS / 2))
 
 
 @pytest.mark.soak
@@ -166,7 +184,7 @@ def test_stops_lose_no_system_call(stopper: str) -> None:
 def test_stops_lose_no_system_call_for_long(stopper: str) -> None:
     with MicroGuest() as guest:
         calls = calls_in(guest, SOAK_SECONDS)
-        assert system_calls(guest, calls, STOPPERS[stopper], SOAK_SECONDS) == calls
+        assert is_right(SOAK_SECONDS, lambda: system_calls(guest, calls, STOPPERS[stopper], SOAK_SECONDS))
 
 
 def hooks_in_another_order(cpu: Cpu) -> None:
@@ -182,7 +200,7 @@ def test_they_would_if_another_hook_stood_before_syscalls(monkeypatch: pytest.Mo
     monkeypatch.setattr(Cpu, "_add_hooks", hooks_in_another_order)
     with MicroGuest() as guest:
         calls = calls_in(guest, 3.0)
-        assert system_calls(guest, calls, stopped_by_a_thread, 1.0) < calls
+        assert not is_right(3.0, lambda: system_calls(guest, calls, stopped_by_a_thread, 3.0))
 
 
 # -- undefined SYSENTER, software interrupts -----------------------------------------------------------------------
@@ -237,4 +255,4 @@ def test_a_stop_inside_an_exit_ends_the_run() -> None:
     with Stopping() as guest:
         started = time.monotonic()
         assert guest.run(b"\xe6\x99\xeb\xfe") is Exit.KICK       # out 0x99, al; jmp $
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < PATIENCE_S / 2      # after all of that it would be stopped anyway

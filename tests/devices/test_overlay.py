@@ -136,7 +136,7 @@ def test_a_temporary_overlay_leaves_nothing_behind(
     overlay.write(0, [b"x" * SIZE])
     assert list(directory.iterdir()) == []
     overlay.close()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_flushing_a_temporary_overlay_waits_for_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def complaint(base: Path, path: Path, read_only: bool = False) -> str:
     content = path.read_bytes() if path.is_file() else None
     with pytest.raises(DiskError) as caught:
         overlay_on(base, path, read_only)
-    assert descriptors() == before, "a descriptor was left open"
+    assert descriptors() <= before, "a descriptor was left open"
     if content is not None:
         assert path.read_bytes() == content
     return str(caught.value)
@@ -371,7 +371,7 @@ def test_a_directory_without_room_for_a_temporary_file(base: Path, monkeypatch: 
     monkeypatch.setattr("tempfile.tempdir", "/proc")
     with pytest.raises(DiskError, match="cannot make a temporary disk overlay"):
         overlay_on(base)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 # --- against a model ------------------------------------------------------------------------------------------------

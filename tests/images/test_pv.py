@@ -190,6 +190,8 @@ def pv(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pv]:
     pv = Pv(tmp_path, request.param)
     yield pv
     pv.driver.close()
+    if pv.files:
+        pv.files.close()
     assert not list(tmp_path.glob("tmp.*"))     # what mktemp made
 
 

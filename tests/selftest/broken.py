@@ -354,7 +354,7 @@ BROKEN = (
     Broken("code at address 0", without_control(constants.CONTROL_USE_EXITS), "exception 14 at 0"),
     Broken("HLT", row(halted=4), "end of a run without HLT: HLT"),
     Broken("open bus", instead(Cpu, "map_mmio", do_nothing), "UC_ERR_READ_UNMAPPED"),
-    Broken("an error in a device", instead(Cpu, "_on_error", do_nothing), "the guest ended by"),
+    Broken("an error in a device", instead(Cpu, "_on_error", do_nothing), "the guest ended by", spins=True),
     Broken("the serial bypass", thunk("PORT_OUT", "41 88 0c 01", nops(4)), "bytes taken: false"),
     # hostile guests
     Broken("a bad task segment", without("ABORT"), "crashed by signal 6 (SIGABRT)"),

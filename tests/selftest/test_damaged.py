@@ -24,7 +24,7 @@ IMPATIENT = """
 import sys
 from emu.cli import main
 from emu.selftest import report, runner
-report.Runner = lambda: runner.Runner(limit_s=1.0, budget_s=2.5)
+report.Runner = lambda: runner.Runner(limit_s=2.0, budget_s=5.0)
 sys.exit(main(["selftest", "--json"]))
 """
 
@@ -102,7 +102,7 @@ def test_a_library_that_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
     done = python(damaged.package(tmp_path, in_function("uc_open", HANGING)), "-c", IMPATIENT)
     assert (done.returncode, done.stderr) == (1, "")
     checks = json.loads(done.stdout)["checks"]
-    assert {"its layout", "its start-up test"} < {check["name"] for check in checks if "did not end" in check["detail"]}
+    assert {"its layout", "its start-up test"} <= {check["name"] for check in checks if "did not end" in check["detail"]}
     assert checks[-1]["detail"] == "too much time has gone into what failed"
 
 

@@ -17,6 +17,7 @@ from emu.errors import UnsupportedHost
 from emu.selftest import runner
 from emu.selftest.check import Failure, Skipped
 from emu.selftest.runner import FAILED, PASSED, SKIPPED, Outcome, Runner, Task
+from tests.support.descriptors import open_files
 
 
 def kill(number: int) -> Task:
@@ -107,13 +108,15 @@ def test_tasks_behind_a_crash_are_done() -> None:
 
 def test_a_task_that_hangs_is_ended_and_the_next_are_done() -> None:
     assert detail(spin, 0.1) == "it did not end within 0.1 s"
-    assert states(spin, os.getpid, limit_s=1.0) == [FAILED, PASSED]
+    assert states(spin, os.getpid, limit_s=2.0) == [FAILED, PASSED]
 
 
 def test_not_all_hangs_are_waited_for() -> None:
-    runner = Runner(limit_s=0.1, budget_s=0.25)
-    outcomes = [*runner.run([os.getpid, spin, spin]), *runner.run([spin, os.getpid]), *runner.run([os.getpid])]
-    assert [outcome.state for outcome in outcomes] == [PASSED, FAILED, FAILED, FAILED, SKIPPED, SKIPPED]
+    runner = Runner(limit_s=1.0, budget_s=1.5)
+    outcomes = [*runner.run([os.getpid, spin]), *runner.run([spin, spin, os.getpid])]
+    first, second, third, *rest = [outcome.state for outcome in outcomes]
+    assert (first, second, rest) == (PASSED, FAILED, [SKIPPED, SKIPPED])
+    assert third in (FAILED, SKIPPED)       # a busy host may have taken all of the time for the one before
     assert outcomes[-1].detail == "too much time has gone into what failed"
 
 
@@ -130,11 +133,6 @@ def test_nothing_a_task_prints_gets_out(capfd: pytest.CaptureFixture[str]) -> No
 def test_a_crash_leaves_no_core() -> None:
     (outcome,) = Runner().run([lambda: resource.getrlimit(resource.RLIMIT_CORE)])
     assert outcome.value == [0, 0]
-
-
-def open_files() -> list[str]:
-    """Files that this process has open."""
-    return os.listdir("/proc/self/fd")
 
 
 def test_nothing_is_left_behind() -> None:
@@ -200,7 +198,7 @@ def test_the_child_takes_signals_as_any_process() -> None:
 
 
 def test_an_outcome_tells_how_long_it_took() -> None:
-    (outcome,) = Runner().run([lambda: time.sleep(0.05)])
-    assert 0.04 < outcome.seconds < 30
+    (outcome,) = Runner().run([lambda: time.sleep(0.5)])
+    assert 0.1 < outcome.seconds < 30       # whoever measures may come late, on a busy host
     assert Outcome(PASSED) == Outcome(PASSED, "", 0.0, None)
     assert runner.LIMIT_S >= 10

@@ -28,7 +28,7 @@ def refused(path: Path) -> str:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BadSnapshot) as caught:
         Snapshot.open(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -224,7 +224,7 @@ def test_many_restores_leave_nothing_behind(saved: Path) -> None:
     for _ in range(300):
         restore()
     after = len(os.listdir("/proc/self/fd")), maps()
-    assert after[0] == before[0]
+    assert after[0] <= before[0]
     assert after[1] <= before[1] + 20
     assert resident_bytes() < resident + 16 * MIB
 

@@ -17,6 +17,7 @@ from emu.snapshot.files import LONGEST_CHAIN, Snapshot
 from emu.snapshot.pages import PAGE
 from emu.snapshot.save import save_snapshot
 from tests.snapshot.snapshots import SIZE, State, copy_snapshots, new_memory, scribble, tree
+from tests.support.descriptors import open_files
 
 
 def restored(path: Path) -> tuple[Snapshot, GuestMemory]:
@@ -208,7 +209,7 @@ def refused(path: Path) -> str:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BadSnapshot) as caught:
         Snapshot.open(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -234,10 +235,10 @@ def test_damage_to_the_contents_of_a_base_is_seen_when_all_is_read(chain: Chain,
 
 
 def test_a_closed_chain_holds_no_file(chain: Chain) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with Snapshot.open(chain[2][0]):
-        assert len(os.listdir("/proc/self/fd")) == before + 4
-    assert len(os.listdir("/proc/self/fd")) == before
+        assert len(open_files()) == len(before) + 4
+    assert open_files() == before
 
 
 def test_a_replaced_base_is_told(chain: Chain, base: Path) -> None:

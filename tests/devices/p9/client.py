@@ -42,6 +42,10 @@ def chain_of(readable: list[bytes], writable: list[int]) -> Chain:
     return Chain(0, inputs, outputs, [0] * len(outputs), sum(map(len, inputs)), sum(map(len, outputs)))
 
 
+servers: list[P9Server] = []
+"""Those of the test that runs; tests/devices/p9/conftest.py closes them."""
+
+
 class Guest:
     """Talks to a server of its own; an error reply is raised as `OSError`.
 
@@ -64,6 +68,7 @@ class Guest:
     ) -> None:
         self.export = Export(path, "test", read_only, security)
         self.server = P9Server(self.export, state, limits)
+        servers.append(self.server)
         self.fid = FIRST_FREE
         if state is None:
             self.version()

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.devices.p9.client import Guest
+from tests.devices.p9.client import Guest, servers
+
+
+@pytest.fixture(autouse=True)
+def _servers_closed() -> Iterator[None]:
+    """Descriptors that pile up over a thousand tests get numbers that select(2) does not take."""
+    yield
+    while servers:
+        servers.pop().close()
 
 
 @pytest.fixture

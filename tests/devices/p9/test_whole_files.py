@@ -54,7 +54,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     before, descriptors = contents(scene.outside), open_descriptors()
     yield scene
     assert contents(scene.outside) == before
-    assert open_descriptors() == descriptors
+    assert open_descriptors() <= descriptors
     scene.files.close()
 
 
@@ -318,7 +318,7 @@ def test_attack_is_refused(tmp_path: Path, attack: Attack) -> None:
         assert not attack.run(scene), "the attack succeeded"
         raise OSError("it did not get anything")
     assert contents(scene.outside) == before
-    assert open_descriptors() == descriptors
+    assert open_descriptors() <= descriptors
     assert scene.read(b"file") == b"the guest's"
 
 

@@ -133,5 +133,5 @@ def test_closing_gives_descriptors_back(shared: Path) -> None:
     guest.ask(m.Twalk(ROOT, 1, (b"file",)))
     guest.ask(m.Tlopen(1, 0))
     device.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     device.notify(0)

@@ -504,12 +504,15 @@ def test_rst_is_never_answered(guest: Guest) -> None:
 
 
 def test_other_addresses_and_types_are_reset_as_they_came(guest: Guest) -> None:
-    guest.send(Op.REQUEST, 1000, 80, dst_cid=7)
+    nobody = 0, 1, 0xFFFF_FFFF, 1 << 32 | 2
+    for cid in nobody:
+        guest.send(Op.REQUEST, 1000, 80, dst_cid=cid)
     guest.send(Op.REQUEST, 1000, 80, src_cid=GUEST_CID | 1 << 32)
     guest.send(Op.REQUEST, 1000, 80, kind=2)
     headers = [packet.header for packet in guest.receive()]
     assert [(h.op, h.src_cid, h.dst_cid, h.type) for h in headers] == [
-        (Op.RST, 7, GUEST_CID, 1), (Op.RST, 2, GUEST_CID | 1 << 32, 1), (Op.RST, 2, GUEST_CID, 2),
+        *((Op.RST, cid, GUEST_CID, 1) for cid in nobody),
+        (Op.RST, 2, GUEST_CID | 1 << 32, 1), (Op.RST, 2, GUEST_CID, 2),
     ]
     assert guest.backend.asked == []
 
@@ -665,3 +668,54 @@ def test_close_ends_streams(guest: Guest) -> None:
 
 def test_state_is_plain() -> None:
     assert dataclasses.asdict(VsockState(3)) == {"guest_cid": 3, "transport_reset": False}
+
+
+# -- other machines --------------------------------------------------------------------------------------------------
+
+
+def test_guest_asks_for_another_machine_and_hears_from_that_one(guest: Guest) -> None:
+    guest.send(Op.REQUEST, 1000, 80, dst_cid=7)
+    (connection,) = guest.backend.asked
+    assert (connection.host_cid, connection.host_port, connection.guest_port) == (7, 80, 1000)
+    stream = FakeStream()
+    guest.device.accept(connection, stream)
+    stream.put(b"from afar")
+    packets = guest.receive()
+    assert [(p.header.op, p.header.src_cid) for p in packets] == [(Op.RESPONSE, 7), (Op.RW, 7)]
+    guest.send(Op.RW, 1000, 80, b"to the host", dst_cid=2)
+    assert [p.header.src_cid for p in guest.receive()] == [2], "that is another connection, which there is not"
+    guest.send(Op.RW, 1000, 80, b"to that one", dst_cid=7)
+    assert stream.taken == b"to that one"
+
+
+def test_refused_on_behalf_of_another_machine(guest: Guest) -> None:
+    guest.send(Op.REQUEST, 1000, 80, dst_cid=7)
+    guest.device.refuse(guest.backend.asked[0], "no such machine")
+    assert [(p.header.op, p.header.src_cid) for p in guest.receive()] == [(Op.RST, 7)]
+    assert not guest.device._connections
+
+
+def test_the_same_ports_of_two_machines_are_two_connections(guest: Guest) -> None:
+    streams = {cid: FakeStream() for cid in (2, 7, 8)}
+    for cid in streams:
+        guest.send(Op.REQUEST, 1000, 80, dst_cid=cid)
+    for connection in guest.backend.asked:
+        guest.device.accept(connection, streams[connection.host_cid])
+    for cid in streams:
+        guest.send(Op.RW, 1000, 80, b"%d" % cid, dst_cid=cid)
+    assert {cid: bytes(stream.taken) for cid, stream in streams.items()} == {2: b"2", 7: b"7", 8: b"8"}
+    guest.receive()
+    guest.send(Op.RST, 1000, 80, dst_cid=7)
+    assert [stream.is_closed for stream in streams.values()] == [False, True, False]
+
+
+def test_another_machine_asks_the_guest_under_its_own_address(guest: Guest) -> None:
+    stream = FakeStream()
+    connection = guest.device.connect(22, stream, 7)
+    (packet,) = guest.receive()
+    assert (packet.header.op, packet.header.src_cid, packet.header.dst_cid) == (Op.REQUEST, 7, GUEST_CID)
+    guest.send(Op.RESPONSE, 22, connection.host_port, dst_cid=2)
+    assert stream.events == [], "the host has not asked"
+    guest.receive()
+    guest.send(Op.RESPONSE, 22, connection.host_port, dst_cid=7)
+    assert stream.events == ["established"]

@@ -1,4 +1,4 @@
-"""The program that sets the clock and re-seeds the random numbers of a guest that was restored (`resume.lst`)."""
+"""Programs of our own for guests, whose machine code is listed beside this module."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from importlib import resources
 
 from emu.cpu.thunks import assemble, listed_routines
 
-__all__ = ["resume_program"]
+__all__ = ["PROGRAMS", "listed_program"]
 
-LISTING = "resume.lst"
+PROGRAMS = "resume", "vsock"
+
 BASE = 0x40_0000
 ELF_HEADER_SIZE, PROGRAM_HEADER_SIZE = 64, 56
 EXECUTABLE, X86_64, CURRENT = 2, 62, 1          # e_type, e_machine, e_version
-LOADED, READ_EXECUTE = 1, 5                     # p_type, p_flags
+LOADED, READ_EXECUTE = 1, 5                     # ELF: p_type, p_flags
 
 
-def resume_program() -> bytes:
-    """A statically linked ELF file (ELF-64 object file format, version 1.5)."""
-    text = resources.files(__package__).joinpath(LISTING).read_text()
-    code = assemble(listed_routines(text)["RESUME"], {})
+def listed_program(name: str) -> bytes:
+    """A statically linked ELF file (ELF-64 object file format, version 1.5).
+
+    Args:
+        name: one of PROGRAMS; NAME.lst has its only routine.
+    """
+    text = resources.files(__package__).joinpath(f"{name}.lst").read_text()
+    (lines,) = listed_routines(text).values()
+    code = assemble(lines, {})
     start = ELF_HEADER_SIZE + PROGRAM_HEADER_SIZE
     header = struct.pack(
         "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", EXECUTABLE, X86_64, CURRENT, BASE + start, ELF_HEADER_SIZE, 0, 0,
