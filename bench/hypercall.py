@@ -13,9 +13,9 @@ the small one as a script, and by dd of the large one, less the same with files 
 `pv_read_ratio` is `read_100_us` over `p9_100_us`.
 
 `clock_us` and `clock_qemu_us` are one turn of a loop in a Linux guest's program that reads the clock through the vDSO,
-here and under QEMU's TCG with the same kernel and root, and `clock_alone_us` what is left without the loop, which varies
-more than that is; `clock_exits` and `clock_syscalls` are how
-many exits and system calls a million of them caused here, beyond what the same loop without them does.
+here and under QEMU's TCG with the same kernel and root, and `clock_alone_us` what is left without the loop, which
+varies more than that is; `clock_exits` and `clock_syscalls` are how many exits and system
+calls a million of them caused here, beyond what the same loop without them does.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from devices.uart16550a import COM1
 from emu import micro
 from emu.fittings import Fittings, Share
 from emu.launch import boot
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
 from emu.memory import KIB, MIB
+from emu.run_loop import StopReason
 from hypercalls import Call, hypercall
 from hypercalls.buffer import buffer_value
 from hypercalls.files import REQUEST

@@ -15,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MachineDied", "MachineProcess", "MicroGuest",
-    "OutputLimit", "Result", "StopReason", "boot", "restore", "spawn",
+    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MachineDied", "MachineProcess",
+    "MemoryLimit", "MicroGuest", "OutputLimit", "Pool", "PoolFull", "PoolMetrics", "Result", "StopReason", "boot",
+    "restore", "spawn",
 ]
 
 if TYPE_CHECKING:
-    from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied, OutputLimit
+    from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied, MemoryLimit, OutputLimit, PoolFull
     from emu.guest import Result
     from emu.launch import boot
-    from emu.machine import Machine, StopReason
+    from emu.machine import Machine
     from emu.microguest import GuestException, MicroGuest
+    from emu.pool.metrics import PoolMetrics
+    from emu.pool.pool import Pool
     from emu.process.client import MachineProcess
     from emu.process.spawn import spawn
+    from emu.run_loop import StopReason
     from emu.snapshot.machine import restore
 
 
@@ -38,10 +42,14 @@ _HOMES = {
     "Machine": "emu.machine",
     "MachineDied": "emu.errors",
     "MachineProcess": "emu.process.client",
+    "MemoryLimit": "emu.errors",
     "MicroGuest": "emu.microguest",
     "OutputLimit": "emu.errors",
+    "Pool": "emu.pool.pool",
+    "PoolFull": "emu.errors",
+    "PoolMetrics": "emu.pool.metrics",
     "Result": "emu.guest",
-    "StopReason": "emu.machine",
+    "StopReason": "emu.run_loop",
     "boot": "emu.launch",
     "restore": "emu.snapshot.machine",
     "spawn": "emu.process.spawn",

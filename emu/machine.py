@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 import os
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -21,18 +18,16 @@ from emu.clock import GuestClock
 from emu.commands import GuestCommands
 from emu.console import Console
 from emu.cpu.entry import enter
-from emu.cpu.platform import Exit
-from emu.ctrl_c import HeldInterrupt
-from emu.errors import EmuError, GuestStopped
-from emu.fittings import Fittings
+from emu.errors import EmuError
+from emu.fittings import Fittings, VsockNetwork
 from emu.loader import BootState
 from emu.machine_state import MachineState, fittings_state
 from emu.memory import GuestMemory
 from emu.plugged import Plugged
 from emu.poller import Poller
+from emu.run_loop import RunLoop, StopReason
 from emu.services import MARKS_KEPT, MachineServices, Mark
 from emu.stats import ExitRow, ExitStats, Kind
-from emu.switching import fine_switching
 from hypercalls.builtin import BUILT_IN
 from hypercalls.registry import Registry
 from hypercalls.syscalls import SyscallTable
@@ -41,27 +36,7 @@ if TYPE_CHECKING:
     from emu.process.client import MachineProcess
     from emu.vsock import VsockHost
 
-SLICE_NS = 10_000_000                   # longest run without a look at files, conditions and Python's signals
-SHORTEST_SLICE_NS = 50_000              # a guest asking for timers faster than this still runs
-STOPPED_NS = 1_000_000_000              # without a step: the guest is told that it did not run
-LONGEST_SLEEP_NS = 500_000_000          # a signal just before the sleep is not noticed by it
-FOREVER_NS = 1 << 52                    # 52 days
 NOTHING = Fittings()
-
-
-class StopReason(enum.Enum):
-    """Why a machine stopped."""
-
-    POWER_OFF = "the guest powered off"
-    EXIT = "the guest ended the machine"
-    RESET = "the guest reset the machine"
-    HALTED = "the guest halted with interrupts off"
-    TRIPLE_FAULT = "triple fault"
-    CPU_ERROR = "the CPU could not go on"
-    REQUESTED = "stopped by request"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Machine(GuestCommands):
@@ -78,8 +53,6 @@ class Machine(GuestCommands):
         UnsupportedHost: the installed libunicorn is not a known one.
 
     Attributes:
-        stop_reason: why it stopped, None while it can run.
-        stop_detail: the same in one line, with what is known of the place.
         exit_status: the status that the guest ended the machine with, None if it did not.
         serial_sinks: called with what the guest sends on COM1.
         marks: points that the guest has come to (PV_MARK), the last of them.
@@ -98,56 +71,41 @@ class Machine(GuestCommands):
         self.memory = GuestMemory(memory) if isinstance(memory, int) else memory
         self._fittings = fittings
         self.serial_sinks: list[Callable[[bytes], None]] = []
-        self.stop_reason: StopReason | None = None
-        self.stop_detail = ""
         self.exit_status: int | None = None
-        self._stop_requested = False
-        self._driver: int | None = None     # the thread inside `drive`
-        self._interrupt = HeldInterrupt(self._hurry)
-        self._seen_ns = time.monotonic_ns()
         self._accounting = Accounting(accounting)
-        self._halts = self._accounting.tally(Kind.RUN_END, "hlt")
-        self._kicks = self._accounting.tally(Kind.RUN_END, "kick")
         self._native_before: Counter[str] = Counter()       # of boards that a reset has put away
-        self._driven_ns = 0
-        self._driven_since = 0              # while something is being driven
-        self._run_ns = 0
-        self._wakeup = -1
         self._load: Callable[[GuestMemory], BootState] | None = None
-        self._reset_requested = False
-        self._idle_requested = False
         self.marks: deque[Mark] = deque(maxlen=MARKS_KEPT)
         self._hypercalls, self._syscalls = _registry(fittings), _syscall_table(fittings)
         self._poller = Poller()
         self._poller.call_back = self._accounting.between("files", self._poller.call_back)
+        self._loop = RunLoop(self._poller, self._accounting, self._restart)
         self._plugged = Plugged(
             fittings, self._poller, self.drive, lambda data: self.console.feed(data), state.plugged if state else None
         )
         self._make_board(state.board if state else None)
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poller.watch(self._wakeup, self._woken)
+        self._loop.open()
         hvc = self._plugged.hvc
         console = Console(self._console_send, self.drive, self.watch_fd, self.unwatch_fd, hvc.resize if hvc else None)
         if state is None:
             super().__init__(console, self._plugged.ports, shell=fittings.shell)
         else:
-            super().__init__(console, self._plugged.ports, state.channel, state.ready, fittings.shell)
+            ports, shares = self._plugged.ports, bool(fittings.shares)
+            super().__init__(console, ports, state.channel, state.ready, fittings.shell, shares)
         self.serial_sinks.append(self._console_feed)
         if state is not None:
-            self.board.resumed()
+            self.board.resumed(self._is_renewed)
             self._plugged.resumed()
 
     def _make_board(self, state: BoardState | None = None) -> None:
         self.clock = GuestClock(state.now_ns if state else 0)
         virtio = self._plugged.devices(self.clock)
-        output, reset, power_off = self._serial_output, self._reset, self._power_off
+        output, reset, power_off = self._serial_output, self._loop.ask_reset, self._power_off
         accounting = self._accounting
         self.board = Board(self.memory, self.clock, output, reset, power_off, _sleep_ns, virtio, accounting, state)
-        self.clock.sooner = self._timer_sooner
-        self.clock.expire = accounting.between("timers", self.clock.expire)
-        self._flush_bypass = accounting.between("serial output", self.board.com1.flush_bypass)
+        self._loop.attach(self.board, self.clock)
         services = MachineServices(
-            self.clock, self._console_write, self._idle_request, self._exit, self._plugged.files, self.marks
+            self.clock, self._console_write, self._loop.ask_idle, self._exit, self._plugged.files, self.marks
         )
         self.board.add_hypercalls(self._hypercalls, services)
         self.board.add_syscalls(self._syscalls)
@@ -183,16 +141,26 @@ class Machine(GuestCommands):
         """The socket file for programs of the host, None if there is none."""
         return self._plugged.vsock.path if self._plugged.vsock else None
 
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why it stopped, None while it can run."""
+        return self._loop.stop_reason
+
+    @property
+    def stop_detail(self) -> str:
+        """The same in one line, with what is known of the place; empty while it can run."""
+        return self._loop.stop_detail
+
     # -- serial line and files ---------------------------------------------------------------------------------
 
     def serial_send(self, data: bytes) -> None:
         """Send bytes to the guest's COM1; on the machine's thread."""
-        self._check_open()
+        self._loop.check_open()
         self.board.com1.receive(data)
 
     def _console_send(self, data: bytes) -> None:
         """What is typed goes to hvc0 if the guest has made one."""
-        self._check_open()
+        self._loop.check_open()
         if not self._plugged.type_on_hvc(data):
             self.serial_send(data)
 
@@ -220,8 +188,7 @@ class Machine(GuestCommands):
 
     def wait_fds(self) -> None:
         """Sleep until a file that is watched can be read, half a second at most: for a machine that has stopped."""
-        self._check_open()
-        self._poller.wait(LONGEST_SLEEP_NS)
+        self._loop.wait_fds()
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -240,36 +207,7 @@ class Machine(GuestCommands):
             GuestStopped: the guest has stopped and the condition does not hold.
             KeyboardInterrupt: the process got SIGINT; the machine can be driven on.
         """
-        self._check_open()
-        end_ns = time.monotonic_ns() + (FOREVER_NS if timeout is None else int(min(timeout, FOREVER_NS / 1e9) * 1e9))
-        with self._driven_here(), fine_switching(), self._interrupt.held():
-            while not until():
-                self._interrupt.deliver()
-                if self.stop_reason is not None:
-                    raise GuestStopped(self.stop_detail)
-                if time.monotonic_ns() >= end_ns:
-                    return False
-                self._step(until, end_ns)
-        return True
-
-    @contextmanager
-    def _driven_here(self) -> Iterator[None]:
-        """This thread drives the machine; it may again below, in a callback between two slices."""
-        here, outer = threading.get_ident(), self._driver
-        if outer not in (None, here):
-            raise EmuError("the machine is running already, in another thread")
-        self._driver = here
-        before_ns, started = self._accounting.elsewhere_ns, time.monotonic_ns()
-        if outer is None:
-            self._driven_since = started
-        try:
-            yield
-        finally:
-            self._driver = outer
-            if outer is None:
-                self._driven_ns += time.monotonic_ns() - started
-            else:
-                self._accounting.elsewhere_ns = before_ns + time.monotonic_ns() - started
+        return self._loop.drive(until, timeout)
 
     def run_to_end(self, timeout: float | None = None) -> StopReason | None:
         """Run until the guest stops.
@@ -285,106 +223,20 @@ class Machine(GuestCommands):
 
     def request_stop(self) -> None:
         """Stop for good; from any thread, and from signal handlers."""
-        self._stop_requested = True
-        self._hurry()
-
-    def _hurry(self) -> None:
-        """Have the step that is under way end soon."""
-        if self._wakeup >= 0:
-            os.eventfd_write(self._wakeup, 1)
-            self.board.cpu.stop()
-
-    def _timer_sooner(self) -> None:
-        """A device wants to be called sooner than the run under way would end."""
-        soonest = time.monotonic_ns() + SHORTEST_SLICE_NS
-        self.board.cpu.bring_forward(max(self.clock.next_ns + self.clock.host_origin_ns, soonest))
-
-    def _check_open(self) -> None:
-        if self._wakeup < 0:
-            raise EmuError("the machine is closed")
-
-    def _woken(self) -> None:
-        os.eventfd_read(self._wakeup)
-
-    def _step(self, until: Callable[[], bool], end_ns: int) -> None:
-        """One slice of guest time, and what it left to do."""
-        board, clock = self.board, self.clock
-        if self._stop_requested:
-            self._stop(StopReason.REQUESTED)
-            return
-        started = time.monotonic_ns()
-        stood_ns, self._seen_ns = started - self._seen_ns, started
-        if stood_ns > STOPPED_NS:
-            board.kvmclock.guest_was_stopped()
-        timer_ns = clock.next_ns + clock.host_origin_ns
-        try:
-            exit_ = board.cpu.run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
-        finally:
-            self._run_ns += time.monotonic_ns() - started
-        if not board.bypass.is_empty:
-            self._flush_bypass()
-        if self._reset_requested:
-            self._restart()
-            return
-        clock.run_due()
-        if exit_ is Exit.KICK:
-            self._kicks.count += 1
-            self._poller.wait(0)
-            if self._idle_requested:
-                self._idle_requested = False
-                self._idle(until, end_ns)
-        elif exit_ is Exit.HALT:
-            self._halts.count += 1
-            self._poller.wait(0)
-            if board.cpu.interrupts_enabled:
-                self._idle(until, end_ns)
-            elif self.stop_reason is None:
-                self._stop(StopReason.HALTED)
-        elif self.stop_reason is None:
-            reason = StopReason.TRIPLE_FAULT if exit_ is Exit.SHUTDOWN else StopReason.CPU_ERROR
-            self._stop(reason, f"{board.cpu.error} " if exit_ is Exit.ERROR else "")
-
-    def _idle(self, until: Callable[[], bool], end_ns: int) -> None:
-        """The guest waits for an interrupt: sleep until the next timer, file or request."""
-        board, clock = self.board, self.clock
-        while not (board.intr.level or self._hurried or self.stop_reason is not None or until()):
-            now = time.monotonic_ns()
-            if now >= end_ns:
-                break
-            self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + LONGEST_SLEEP_NS) - now)
-            clock.run_due()
-        self._seen_ns = time.monotonic_ns()
-
-    @property
-    def _hurried(self) -> bool:
-        return self._stop_requested or self._interrupt.pending
-
-    def _reset(self) -> None:
-        """The guest asks for a reset, in an exit: it comes when the CPU has come back."""
-        self._reset_requested = True
-        self.board.cpu.stop()
-
-    def _idle_request(self) -> None:
-        """PV_IDLE, in an exit: the sleep comes when the CPU has come back."""
-        if not self.board.intr.level:
-            self._idle_requested = True
-            self.board.cpu.stop()
+        self._loop.request_stop()
 
     def _power_off(self) -> None:
-        self._stop(StopReason.POWER_OFF)
-        self.board.cpu.stop()
+        self._loop.stop(StopReason.POWER_OFF)
 
     def _exit(self, status: int) -> None:
         """The guest ends the machine with a status, in an exit."""
         self.exit_status = status
-        self._stop(StopReason.EXIT, f"with status {status} ")
-        self.board.cpu.stop()
+        self._loop.stop(StopReason.EXIT, f"with status {status} ")
 
     def _restart(self) -> None:
         """As after a push on the reset button: zeroed memory, a new board with the same devices in its slots."""
-        self._reset_requested = False
         if self._load is None or self.panic is not None:
-            self._stop(StopReason.RESET)
+            self._loop.stop(StopReason.RESET)
             return
         self._native_before += self._native()
         self.board.close()
@@ -392,10 +244,6 @@ class Machine(GuestCommands):
         self._make_board()
         self._forget_shell()
         self.start(self._load(self.memory))
-
-    def _stop(self, reason: StopReason, detail: str = "") -> None:
-        self.stop_reason = reason
-        self.stop_detail = f"{reason} ({detail}at {self.board.cpu.registers.rip:#x})"
 
     # -- snapshots ---------------------------------------------------------------------------------------------
 
@@ -453,30 +301,32 @@ class Machine(GuestCommands):
         self.board.com1.flush_bypass()
         self._plugged.prepare_fork()
 
-    def forked(self, vsock: Path | None = None) -> None:
+    def forked(self, vsock: Path | VsockNetwork | None = None) -> None:
         """This process is a copy of the one that had the machine: become another one.
 
         Args:
-            vsock: path of a socket file of its own, if it has sockets; else there is none.
+            vsock: path of a socket file of its own, or its network, if it has sockets; else there is none.
 
         Raises:
             EmuError: the host has no room for what is needed.
         """
-        self._poller.forget_all()
-        os.close(self._wakeup)
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poller.watch(self._wakeup, self._woken)
+        self._loop.open()
         self.serial_sinks[:] = [self._console_feed]
         self.console.forked()
         self._plugged.forked(vsock)
         if self.channel is not None:
             self.channel.forked()
-        self.board.new_generation()
+        self.board.new_generation(self._is_renewed)
+
+    @property
+    def _is_renewed(self) -> bool:
+        """Whether a program in the guest sees to it that a copy of it differs."""
+        return self.channel is not None and self.channel.renews
 
     def _check_still(self, what: str) -> None:
         """Raise `EmuError` unless the machine stands between two calls that drive it."""
-        self._check_open()
-        if self._driver is not None:
+        self._loop.check_open()
+        if self._loop.is_driven:
             raise EmuError(f"the machine is running; it can be {what} between two calls that drive it")
         if self.stop_reason is not None:
             raise EmuError(f"the machine has stopped: {self.stop_detail}")
@@ -503,10 +353,7 @@ class Machine(GuestCommands):
         """What made the guest leave its code since the machine was made, and where the time went."""
         native = self._native_before + self._native()
         rows = *self._accounting.rows(), *(ExitRow(Kind.NATIVE, name, count) for name, count in native.items())
-        driven_ns = self._driven_ns
-        if self._driver is not None:
-            driven_ns += time.monotonic_ns() - self._driven_since
-        return ExitStats(rows, driven_ns, self._run_ns, self._poller.slept_ns, self._accounting.timing)
+        return ExitStats(rows, self._loop.driven_ns, self._loop.run_ns, self._poller.slept_ns, self._accounting.timing)
 
     def _native(self) -> Counter[str]:
         """Events that machine code dealt with, of this board."""
@@ -524,13 +371,12 @@ class Machine(GuestCommands):
         Raises:
             EmuError: it is running.
         """
-        if self._wakeup >= 0:
+        if self._loop.is_open:
             self.board.close()
             self._plugged.close()
             self._load = None           # it holds the kernel and the root
             self.console.close()
-            wakeup, self._wakeup = self._wakeup, -1
-            os.close(wakeup)
+            self._loop.close()
             self.memory.close()
 
     def __enter__(self) -> Machine:

@@ -15,9 +15,10 @@ from emu import micro
 from emu.errors import EmuError, GuestStopped
 from emu.fittings import DebugExit, Fittings
 from emu.loader import BootState
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
 from emu.memory import MIB, GuestMemory
 from emu.micro import CODE, FIXED, IF
+from emu.run_loop import StopReason
 from emu.stats import OUTSIDE, UNCLAIMED, Kind
 
 SPIN = b"\xeb\xfe"                      # jmp $

@@ -12,6 +12,7 @@ import pytest
 
 from emu import machine as machine_module
 from emu import micro
+from emu import run_loop as run_loop_module
 from emu.errors import EmuError
 from emu.machine import Machine
 from emu.memory import MIB
@@ -100,7 +101,7 @@ def test_endless_timeout_is_a_timeout(machine: Machine) -> None:
 def test_timer_armed_inside_a_slice_does_not_wait_for_its_end(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine_module, "SLICE_NS", 20_000_000_000)
+    monkeypatch.setattr(run_loop_module, "SLICE_NS", 20_000_000_000)
     late: list[int] = []
     timer = machine.clock.timer(lambda: late.append(machine.clock.now_ns() - due))
     due = 0

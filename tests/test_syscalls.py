@@ -13,8 +13,9 @@ from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_SCE, MSR_EFER
 from emu.errors import EmuError
 from emu.fittings import Fittings
 from emu.loader import BootState
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
 from emu.memory import MIB, GuestMemory
+from emu.run_loop import StopReason
 from emu.stats import Kind
 from hypercalls.fake import FakeCalls
 from hypercalls.loading import load_objects

@@ -63,7 +63,7 @@ def _status(machine: Machine) -> int:
     Raises:
         GuestError: the guest has failed.
     """
-    from emu.machine import StopReason
+    from emu.run_loop import StopReason
 
     if machine.panic is not None:
         raise GuestError(machine.panic)

@@ -328,8 +328,31 @@ SHUTDOWN = Program(64, f"""
 """)
 """HOW: ends one direction of the connection that is its standard input, or both: SHUT_RD 0, SHUT_WR 1, SHUT_RDWR 2."""
 
+GETRANDOM = Program(64, """
+    6a 00                     push 0                ; sixteen bytes on the stack
+    6a 00                     push 0
+    48 89 e7                  mov rdi, rsp
+    6a 10                     push 0x10
+    5e                        pop rsi
+    31 d2                     xor edx, edx
+    b8 3e 01 00 00            mov eax, 0x13e        ; getrandom
+    0f 05                     syscall
+    89 c2                     mov edx, eax          ; as many as came
+    48 89 e6                  mov rsi, rsp
+    6a 01                     push 1
+    5f                        pop rdi
+    6a 01                     push 1                ; write
+    58                        pop rax
+    0f 05                     syscall
+    31 ff                     xor edi, edi
+    6a 3c                     push 0x3c             ; exit(0)
+    58                        pop rax
+    0f 05                     syscall
+""")
+"""Writes 16 random bytes to its standard output."""
+
 PROGRAMS = {
     "illegal": ILLEGAL, "null": NULL_POINTER, "divide": DIVIDE, "breakpoint": BREAKPOINT, "survivor": SURVIVOR,
     "int80": INT_80, "syscall32": SYSCALL_32, "warner": WARNER, "counter": COUNTER,
-    "vsock call": VSOCK_CALL, "vsock serve": VSOCK_SERVE, "shutdown": SHUTDOWN,
+    "vsock call": VSOCK_CALL, "vsock serve": VSOCK_SERVE, "shutdown": SHUTDOWN, "getrandom": GETRANDOM,
 }  # fmt: skip

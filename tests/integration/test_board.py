@@ -14,7 +14,8 @@ import emu
 from bench.trouble import LOUD_SETTINGS, complaints
 from emu.fetch import DEBIAN_KERNELS
 from emu.loader.linux import BOARD_SETTINGS
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
+from emu.run_loop import StopReason
 
 pytestmark = pytest.mark.integration
 

@@ -26,8 +26,9 @@ from emu.loader.bzimage import parse_bzimage, unpack_payload
 from emu.loader.decompress import LZ4_LEGACY_BLOCK, LZ4_LEGACY_MAGIC, identify
 from emu.loader.kernel import map_file
 from emu.loader.linux import BOARD_SETTINGS, THROW_AWAY_SETTINGS
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
 from emu.memory import GIB, MIB
+from emu.run_loop import StopReason
 
 pytestmark = pytest.mark.integration
 

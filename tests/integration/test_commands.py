@@ -106,9 +106,9 @@ def test_command_that_takes_too_long_is_killed_and_the_shell_goes_on(machine: Ma
     started = monotonic()
     with pytest.raises(GuestTimeout, match=r"did not end within 1 s$"):
         machine.run(command, timeout=1)
-    assert 1 <= monotonic() - started < 10
-    assert machine.run("echo on", timeout=5).stdout == "on\n"
-    left = machine.run("ps -o stat,args | grep -E '[s]leep 1000|[y]es|[w]hile'", timeout=5).stdout
+    assert 1 <= monotonic() - started < BOOT_S
+    assert machine.run("echo on", timeout=20).stdout == "on\n"
+    left = machine.run("ps -o stat,args | grep -E '[s]leep 1000|[y]es|[w]hile'", timeout=20).stdout
     assert left == ""
 
 

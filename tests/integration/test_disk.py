@@ -18,8 +18,9 @@ from emu.cache import Cache
 from emu.errors import EmuError
 from emu.fetch import fetch_guest
 from emu.fittings import DiskImage
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
 from emu.memory import KIB, MIB
+from emu.run_loop import StopReason
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,8 @@ import emu
 from bench.trouble import complaints
 from emu.cache import Cache
 from emu.fetch import fetch_guest
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
+from emu.run_loop import StopReason
 
 pytestmark = pytest.mark.integration
 

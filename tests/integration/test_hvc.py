@@ -13,8 +13,9 @@ import pytest
 import emu
 from bench.trouble import LOUD_SETTINGS, complaints
 from emu.errors import GuestError
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
 from emu.memory import KIB, MIB
+from emu.run_loop import StopReason
 from tests.integration.test_host import Terminal
 
 pytestmark = pytest.mark.integration
@@ -42,6 +43,11 @@ def console(machine: Machine) -> emu.console.Console:
     return machine.console
 
 
+def wait_for_size(columns: int, rows: int) -> str:
+    """A command that ends when the terminal has this size: that comes another way than what is typed."""
+    return f'n=0; until [ "$(stty size)" = "{rows} {columns}" ] || [ $n = 200 ]; do n=$((n + 1)); sleep 0.05; done'
+
+
 def messages(text: str) -> list[str]:
     return re.findall(r"^\[ *\d+\.\d+\] .*$", text.replace("\r", ""), re.MULTILINE)
 
@@ -52,7 +58,8 @@ def test_kernel_messages_come_once_and_none_is_missing(machine: Machine) -> None
     machine.run("echo '<4>a late message' >/dev/kmsg", timeout=RUN_S)
     machine.console.expect("a late message", RUN_S)
     shown += machine.console.before + machine.console.after
-    logged = messages(machine.run("dmesg -r | sed -n 's/^<[0-6]>//p'", timeout=RUN_S).stdout)
+    until_then = "s/^<[0-6]>//p; /a late message/q"         # the kernel may say more meanwhile
+    logged = messages(machine.run(f"dmesg -r | sed -n '{until_then}'", timeout=RUN_S).stdout)
     assert len(logged) > 100 and any("[hvc0] enabled" in line for line in logged)
     assert messages(shown) == logged
 
@@ -89,7 +96,7 @@ def test_control_c_and_control_d_are_keys(machine: Machine, console: emu.console
 def test_size_is_the_host_s(console: emu.console.Console) -> None:
     for columns, rows in ((COLUMNS, ROWS), (80, 25), (200, 100)):
         console.resize(columns, rows)
-        console.sendline("sleep 0.1; stty size")
+        console.sendline(wait_for_size(columns, rows) + "; stty size")
         console.expect(r"(\d+ \d+)\r\n")
         assert console.match is not None and not isinstance(console.match, type)
         assert console.match[1] == f"{rows} {columns}"
@@ -138,11 +145,11 @@ def test_a_terminal_s_keys_and_size_reach_the_guest() -> None:
     terminal = Terminal("--console", "hvc0")
     try:
         termios.tcsetwinsize(terminal.master, (ROWS, COLUMNS))
-        terminal.expect(b"~ # ", BOOT_S)
-        os.write(terminal.master, b"tty; stty size; echo e''nd\r")
+        terminal.expect(b"~ # ")
+        os.write(terminal.master, wait_for_size(COLUMNS, ROWS).encode() + b"; tty; stty size; echo e''nd\r")
         terminal.expect(b"/dev/hvc0\r\n%d %d\r\nend" % (ROWS, COLUMNS))
         termios.tcsetwinsize(terminal.master, (25, 80))
-        os.write(terminal.master, b"sleep 1; stty size\r")
+        os.write(terminal.master, wait_for_size(80, 25).encode() + b"; stty size\r")
         terminal.expect(b"25 80\r\n")
         os.write(terminal.master, b"exit\r")
         assert terminal.process.wait(RUN_S) == 0

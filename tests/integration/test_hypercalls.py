@@ -19,7 +19,8 @@ import pytest
 import emu
 from bench.trouble import LOUD_SETTINGS, complaints
 from emu.errors import GuestStopped
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
+from emu.run_loop import StopReason
 from emu.stats import Kind
 from hypercalls import Call, Hypercall, hypercall
 from hypercalls.dispatch import MOST_LOGGED

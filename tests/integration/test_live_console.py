@@ -47,7 +47,9 @@ def test_expect_gives_up_in_time(console: emu.console.Console) -> None:
 
 
 def test_control_c_ends_what_runs_and_control_d_a_shell(console: emu.console.Console) -> None:
-    console.sendline("sleep 1000; echo ended $?")
+    # Said by what Ctrl-C is to end: before it runs, the shell has not given it the terminal yet.
+    console.sendline("sh -c 'echo begun; exec sleep 1000'; echo ended $?")
+    console.expect("begun\r\n")
     with pytest.raises(GuestTimeout):
         console.expect("ended", timeout=0.3)
     console.sendcontrol("c")
@@ -97,8 +99,8 @@ def test_a_program_at_the_pty_talks_to_the_guest(machine: Machine, console: emu.
 
 def test_bytes_of_every_kind_reach_the_guest(machine: Machine, console: emu.console.Console) -> None:
     every = bytes(range(256))
-    console.sendline("stty raw; head -c 256 | od -An -v -tu1; stty sane -echo; echo end")
-    machine.drive(lambda: False, 0.3)
+    console.sendline("stty raw; echo ready; head -c 256 | od -An -v -tu1; stty sane -echo; echo end")
+    console.expect("ready\n")
     console.send(every)
     console.expect("end")
     assert bytes(int(word) for word in console.before.split() if word.isdigit()) == every

@@ -21,14 +21,21 @@ pytestmark = pytest.mark.integration
 START_S, RUN_S = 60.0, 30.0
 ROUNDS = 30
 REPLACER = """
-import os, sys, time
-for number in [*range(1, 100), "end"]:
+import itertools, os, sys, time
+
+def replace(what):
     with open(sys.argv[1] + ".new", "w") as file:
-        file.write(f"{number} ")
+        file.write(f"{what} ")
         file.flush()
-        file.write(f"{number}\\n")
+        file.write(f"{what}\\n")
     os.rename(sys.argv[1] + ".new", sys.argv[1])
     time.sleep(0.01)
+
+for number in itertools.count(1):
+    replace(number)
+    if number > 100 and os.path.exists(sys.argv[1] + ".seen"):
+        break
+replace("end")
 """
 
 
@@ -181,7 +188,12 @@ def test_guest_that_looks_all_the_time_sees_whole_files_in_their_order(shared: S
     """Another process of the host replaces a file again and again; the guest never sees an old or a torn one."""
     (shared.directory / "file").write_text("0 0\n")
     with subprocess.Popen([sys.executable, "-c", REPLACER, shared.directory / "file"]) as host:
-        seen = shared.run("while read -r a b <file; echo $a $b; [ $a != end ]; do :; done").split("\n")
+        script = "n=0; while read -r a b <file; echo $a $b; [ $a != end ]; do [ $((n += 1)) != 50 ] || >file.seen; done"
+        try:
+            seen = shared.run(script).split("\n")
+        except BaseException:
+            host.kill()
+            raise
     assert host.returncode == 0
     pairs = [line.split() for line in seen if line]
     assert pairs.pop() == ["end", "end"] and len(pairs) > 1

@@ -45,9 +45,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
         # Descriptors that stay open: one to read, one to write, one of what the host will remove
         holder = (
             "exec 3</mnt/data/file 4>>/mnt/data/log 5</mnt/data/removed; echo $$ >/tmp/holder; echo start >&4; "
-            "n=0; while :; do n=$((n + 1)); echo $n >/tmp/count; sleep 0.02; done"
+            "n=0; while :; do n=$((n + 1)); echo $n >/tmp/new; mv /tmp/new /tmp/count; sleep 0.02; done"
         )
-        vm.run(f"(setsid sh -c '{holder}' </dev/null >/dev/null 2>&1 &)", check=True, timeout=TIMEOUT_S)
+        counts = "until [ -e /tmp/count ]; do sleep 0.02; done"
+        vm.run(f"(setsid sh -c '{holder}' </dev/null >/dev/null 2>&1 &); {counts}", check=True, timeout=TIMEOUT_S)
         settle(vm)
         vm.snapshot(path)
         assert vm.run("echo it goes on", timeout=TIMEOUT_S).stdout == "it goes on\n"
@@ -63,8 +64,7 @@ def restored(base: Path) -> Iterator[Machine]:
 def test_a_restored_machine_goes_on(restored: Machine) -> None:
     first = int(restored.run("cat /tmp/count", check=True, timeout=TIMEOUT_S).stdout)
     assert first > 0
-    settle(restored)
-    assert int(restored.run("cat /tmp/count", check=True, timeout=TIMEOUT_S).stdout) > first
+    restored.run(f"until [ $(cat /tmp/count) -gt {first} ]; do sleep 0.02; done", check=True, timeout=TIMEOUT_S)
     assert complaints(restored.run("dmesg", timeout=TIMEOUT_S).stdout) == []
 
 

@@ -29,9 +29,10 @@ USE = "cat /mnt/data/file && echo written >/mnt/data/new && cat /mnt/data/new"
 MOUNTS = "grep ' 9p ' /proc/mounts"
 # It leaves the mount when the driver is waiting for that, unless it is to stay
 HOLDER = (
-    "cd /mnt/data; until grep -q p9_virtio_remove /proc/[0-9]*/stack 2>/dev/null && ! [ -e /tmp/stay ]; "
+    "cd /mnt/data; >/tmp/there; until grep -q p9_virtio_remove /proc/[0-9]*/stack 2>/dev/null && ! [ -e /tmp/stay ]; "
     "do sleep 0.05; done"
 )
+WAIT_FOR_IT = "until [ -e /tmp/there ]; do sleep 0.02; done"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> tuple[P
     directory = tmp_path_factory.mktemp("snapshots")
     steps = {
         "free": "cat /mnt/data/file",
-        "leaving": f"(setsid sh -c '{HOLDER}' </dev/null >/dev/null 2>&1 &)",
+        "leaving": f"(setsid sh -c '{HOLDER}' </dev/null >/dev/null 2>&1 &); {WAIT_FOR_IT}",
         "staying": "touch /tmp/stay",
     }
     with emu.boot(kernel="generic", memory=128 << 20, append=LOUD_SETTINGS, shares={"data": shared}) as vm:

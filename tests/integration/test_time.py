@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.integration
 
 READINGS = 20_000
 TICK_S = 0.01                           # of /proc/uptime
+PRECISION_S = 0.015                     # of a comparison of clocks, which a busy host may not allow
 
 
 def counts(machine: Machine) -> tuple[int, int]:
@@ -62,16 +64,18 @@ def test_wall_clock_is_the_host_s(machine: Machine) -> None:
 def test_sleeping_takes_as_long_as_it_should(machine: Machine) -> None:
     console = machine.console
     machine.run("true", timeout=20)
-    console.sendline("stty -echo; for i in 1 2 3; do echo start; sleep 1; echo stop; done; stty echo; echo all")
-    slept = []
-    for _ in range(3):
-        console.expect("start\r\n")
+    console.sendline("stty -echo; echo ready; while read -r line && [ $line ]; do sleep 1; echo slept; done")
+    console.expect("ready\r\n")
+    took = []
+    while len(took) < 3 or (min(took) > 1.1 and len(took) < 20):        # a busy host can only add to it
         started = time.monotonic()
-        console.expect("stop\r\n")
-        slept.append(time.monotonic() - started)
+        console.sendline("x")
+        console.expect("slept\r\n")
+        took.append(time.monotonic() - started)
+    console.sendline()
+    console.sendline("stty echo; echo all")
     console.expect("all\r\n")
-    assert min(slept) > 0.98        # the host sees `start` a little late
-    assert sorted(slept)[1] < 1.1
+    assert 1 <= min(took) < 1.1
 
 
 @pytest.fixture
@@ -88,29 +92,40 @@ def uptime(machine: Machine) -> Iterator[Console]:
     console.expect("left\r\n")
 
 
-def lead(console: Console) -> float:
-    """By how many seconds the guest's clock is ahead of the host's, plus a constant: of ten samples the quickest."""
-    samples = []
-    for _ in range(10):
+def lead(console: Console) -> tuple[float, float]:
+    """By how many seconds the guest's clock is ahead of the host's, plus a constant: at least and at most.
+
+    The guest has read its clock some time between question and answer; of many answers the quick ones tell most.
+    """
+    least, most = -math.inf, math.inf
+    for number in range(200):
+        if number >= 10 and most - least < PRECISION_S:
+            break
         started = time.monotonic()
         console.sendline("x")
         console.expect(r"up (\d+\.\d\d)\r\n")
         ended = time.monotonic()
         assert console.match is not None and not isinstance(console.match, type)
-        samples.append((ended - started, float(console.match[1]) + TICK_S / 2 - (started + ended) / 2))
-    return min(samples)[1]
+        shown = float(console.match[1])
+        least, most = max(least, shown - ended), min(most, shown + TICK_S - started)
+    return least, most
+
+
+def drift(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """The least by which a lead has changed, in seconds."""
+    return max(after[0] - before[1], before[0] - after[1])
 
 
 def test_guest_and_host_agree_on_three_seconds(machine: Machine, uptime: Console) -> None:
     before = lead(uptime)
     assert not machine.drive(lambda: False, 3)
-    assert abs(lead(uptime) - before) < 0.02
+    assert drift(before, lead(uptime)) < 0.01
 
 
 def test_clock_goes_on_while_the_machine_does_not_run(machine: Machine, uptime: Console) -> None:
     before = lead(uptime)
     time.sleep(1.5)                     # the host's program is busy elsewhere
-    assert abs(lead(uptime) - before) < 0.02
+    assert drift(before, lead(uptime)) < 0.01
 
 
 def test_kernel_does_not_take_a_pause_of_the_machine_for_a_lockup() -> None:

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.integration
 
 BOOT_S, END_S, LONG_S = 60.0, 20.0, 300.0
 AT_ONCE = 25                    # connections
-MOST_BUFFERED = 2 * MIB         # Linux' 256 KiB, the device's 256 KiB, and socket buffers of the host's
+LEAST_BUFFERED = 256 * KIB      # Linux'
+MOST_BUFFERED = 2 * MIB         # that, the device's 256 KiB, and socket buffers of the host's
 CALL, SERVE, SHUTDOWN_ = "/tmp/call", "/tmp/serve", "/tmp/shutdown"
 WAIT_AT_GATE = "read -r _ </tmp/gate"
 ECHO, CHECKSUM, NOBODY, BY_FILE, BY_PYTHON = 100, 101, 102, 5000, 5001
@@ -118,11 +119,11 @@ def rest_of(stream: VsockStream) -> bytes:
 
 
 def send_until_stuck(stream: VsockStream) -> int:
-    """How many bytes go in until nothing moves any more."""
+    """How many bytes go in until nothing moves any more, for a second; on a busy host the first may take longer."""
     sent = 0
     try:
         while sent < 8 * MIB:
-            sent += stream.send(bytes(64 * KIB), 1)
+            sent += stream.send(bytes(64 * KIB), 1 if sent >= LEAST_BUFFERED else END_S)
     except GuestTimeout:
         pass
     return sent
@@ -350,10 +351,8 @@ def test_a_host_that_closes_with_bytes_unread_resets_the_connection(guest: Guest
 
 
 def test_a_port_of_the_host_without_a_listener_refuses_at_once(guest: Guest) -> None:
-    script = f"time -f %e {CALL} {NOBODY} /bin/cat 2>&1; echo $?"
-    *_, seconds, status = guest.run(script).split()
-    assert int(status) == errno.ECONNRESET
-    assert float(seconds) < 1.5             # Linux gives up by itself after 2
+    """By itself Linux gives up after two seconds, with ETIMEDOUT."""
+    assert int(guest.run(f"{CALL} {NOBODY} /bin/cat; echo $?")) == errno.ECONNRESET
 
 
 def test_a_port_of_the_guest_without_a_listener_refuses(guest: Guest) -> None:
@@ -390,7 +389,7 @@ def test_a_guest_that_does_not_read_makes_the_host_wait_and_nobody_else(guest: G
         job = guest.start(BY_PYTHON, f"{WAIT_AT_GATE}; wc -c >&2")
         with listener.accept(END_S) as stream:
             sent = send_until_stuck(stream)
-            assert 256 * KIB <= sent < MOST_BUFFERED
+            assert LEAST_BUFFERED <= sent < MOST_BUFFERED
             with guest.connect(ECHO) as other:
                 other.sendall(b"not held up", END_S)
                 assert other.recv(100, END_S) == b"not held up"
@@ -405,7 +404,7 @@ def test_a_host_that_does_not_read_makes_the_guest_wait_and_nobody_else(guest: G
         job = guest.start(BY_PYTHON, "for i in $(seq 16); do head -c 262144 /dev/zero; echo >>/tmp/written; done")
         with listener.accept(END_S) as stream:
             written, before = 0, -1
-            while written != before:
+            while written != before or not written:
                 guest.machine.drive(lambda: False, 0.5)
                 before, written = written, int(guest.run("wc -l </tmp/written"))
             assert 1 <= written < 8

@@ -13,8 +13,9 @@ import emu
 from emu.cli import main
 from emu.errors import EmuError
 from emu.fittings import DebugExit
-from emu.machine import Machine, StopReason
+from emu.machine import Machine
 from emu.memory import GIB, MIB
+from emu.run_loop import StopReason
 from tests.multiboot.images import BASE, elf, flat, header, kernel
 
 END_S = 60.0                            # on a busy host; a kernel takes 20 ms
