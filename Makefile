@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls bench-exec bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
+.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls bench-exec bench-fork bench-pool bench-fleet bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
 
 # The guest is fetched, booted and asked a few things; then how long everything took.
 demo: $(DONE)
@@ -24,7 +24,7 @@ lint: $(DONE)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls bench-exec: bench-%: $(DONE)
+bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls bench-exec bench-fork bench-pool bench-fleet: bench-%: $(DONE)
 	$(BIN)/python -m bench.$*
 
 # The same script in a share of ours and in one of QEMU's.

@@ -33,9 +33,10 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib>=3.7"],
+        "cluster": ["distributed>=2023.5"],
         "test": [
             "pytest>=7.4", "hypothesis>=6.80", "pytest-benchmark>=4.0", "pytest-timeout>=2.1", "pytest-xdist>=3.3",
-            "matplotlib>=3.7",
+            "matplotlib>=3.7", "distributed>=2023.5",
         ],
         "lint": ["ruff>=0.4", "mypy>=1.8"],
     },

@@ -6,9 +6,9 @@ The registers lie as in Intel's ICH9, from port 0x600. The machine is always in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from devices import Clock, IrqLine, PortRanges
+from devices.frozen import frozen
 
 __all__ = [
     "GPE0_BLOCK", "GPE0_LENGTH", "PM1A_CONTROL", "PM1A_CONTROL_LENGTH", "PM1A_EVENT", "PM1A_EVENT_LENGTH", "PM_TIMER",
@@ -47,7 +47,7 @@ RESET_BITS = 0x0E                   # SYS_RST, RST_CPU, FULL_RST
 RESET_VALUE = 0x06                  # what resets the machine
 
 
-@dataclass(frozen=True)
+@frozen
 class AcpiPmState:
     """What a snapshot keeps of the registers; the timer counts guest time."""
 
@@ -184,7 +184,7 @@ class AcpiPm:
             self._timer.disarm()
 
 
-@dataclass(frozen=True)
+@frozen
 class ResetControlState:
     """What a snapshot keeps of the reset control register."""
 

@@ -8,9 +8,9 @@ this one does not, so that Linux' i8042, atkbd and psmouse drivers find both por
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from devices import IrqLine, PortRanges
+from devices.frozen import frozen
 
 __all__ = ["I8042", "POWER_ON", "I8042State"]
 
@@ -61,7 +61,7 @@ NO_COMMAND = 0  # bytes written to the data port are for the keyboard
 TAKE_PARAMETER = {WRITE_COMMAND_BYTE, WRITE_OUTPUT_PORT, WRITE_KEYBOARD_BUFFER, WRITE_AUX_BUFFER, WRITE_AUX}
 
 
-@dataclass(frozen=True)
+@frozen
 class I8042State:
     """What a snapshot keeps; at power-on it is as firmware leaves it: tested, translating, mouse port off.
 

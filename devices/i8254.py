@@ -6,9 +6,8 @@ would have made of them when somebody looks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from devices import Clock, IrqLine, PortRanges
+from devices.frozen import frozen
 
 __all__ = ["FREQUENCY_HZ", "POWER_ON", "CounterState", "Pit", "PitState"]
 
@@ -40,7 +39,7 @@ REFRESH_CLOCKS = 18             # 15.085 us: what firmware gives channel 1 to re
 MIN_IRQ_CLOCKS = 120
 
 
-@dataclass(frozen=True)
+@frozen
 class CounterState:
     """What a snapshot keeps of one counter."""
 
@@ -62,7 +61,7 @@ class CounterState:
     latched_status: int | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class PitState:
     """What a snapshot keeps of the timer."""
 

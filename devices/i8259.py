@@ -6,9 +6,8 @@ The 8080 interrupt sequence (ICW4 bit 0 clear) is not modelled: no x86 processor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 from devices import IrqLine, PortRanges
+from devices.frozen import field_types, frozen
 
 __all__ = ["I8259", "POWER_ON", "I8259State", "PicPair", "PicPairState"]
 
@@ -46,7 +45,7 @@ MASTER_ELCR, SLAVE_ELCR = 0xF8, 0xDE
 MASTER_PORTS, SLAVE_PORTS = (0x00, 0x01, 0x4B0), (0x80, 0x81, 0x4B1)
 
 
-@dataclass(frozen=True)
+@frozen
 class I8259State:
     """What a snapshot keeps of one chip; bit n of a mask is input IRn."""
 
@@ -68,7 +67,7 @@ class I8259State:
     poll: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class PicPairState:
     """What a snapshot keeps of both chips."""
 
@@ -132,7 +131,7 @@ class I8259:
 
     def save(self) -> I8259State:
         """The registers and the levels of the inputs."""
-        return I8259State(**{field.name: getattr(self, field.name) for field in fields(I8259State)})
+        return I8259State(**{name: getattr(self, name) for name in field_types(I8259State)})
 
     def line(self, number: int) -> IrqLine:
         """The wire into input IR`number` (0..7)."""

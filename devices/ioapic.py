@@ -7,7 +7,6 @@ hardware how to sense that, is kept and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from devices import IrqLine
 from devices.apic_message import (
@@ -22,6 +21,7 @@ from devices.apic_message import (
     REMOTE_IRR,
     VECTOR,
 )
+from devices.frozen import frozen
 
 __all__ = ["PINS", "POWER_ON", "SIZE", "IoApic", "IoApicState"]
 
@@ -46,7 +46,7 @@ LOW_HALF = 0xFFFF_FFFF
 LEVEL_MASK = LEVEL_TRIGGERED | DELIVERY_MODE & ~LOWEST_PRIORITY
 
 
-@dataclass(frozen=True)
+@frozen
 class IoApicState:
     """What a snapshot keeps of the I/O APIC.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from devices import PortRanges
+from devices.frozen import frozen
 
 __all__ = ["POWER_ON", "IsaDebugExit", "IsaDebugExitState"]
 
 
-@dataclass(frozen=True)
+@frozen
 class IsaDebugExitState:
     """What a snapshot keeps of the device: the status that was asked for, None if none was."""
 

@@ -7,7 +7,6 @@ every message is delivered, or goes to nobody, before the access that sent it en
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from devices import Clock, IrqLine
@@ -24,6 +23,7 @@ from devices.apic_message import (
     MESSAGE_BASE,
     VECTOR,
 )
+from devices.frozen import replace
 from devices.lapic_core import LapicCore
 from devices.lapic_registers import BASE, LOW_HALF, MSRS, POWER_ON, SIZE, LapicState, ReservedRegister
 from devices.lapic_timer import TscClock

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from devices.apic_message import DELIVERY_MODE, EXTINT, LEVEL_TRIGGERED, MASKED, NMI, REMOTE_IRR, VECTOR
+from devices.frozen import frozen, replace
 from devices.lapic_timer import TIMER_RESET, LapicTimerState
 
 BASE = 0xFEE0_0000
@@ -59,7 +58,7 @@ class ReservedRegister(ValueError):
     """An MSR that does not exist, cannot be accessed so, or has no such bits: the guest sees #GP."""
 
 
-@dataclass(frozen=True)
+@frozen
 class LapicState:
     """What a snapshot keeps of the local APIC; by default as section "Local APIC State After Power-Up" has it.
 

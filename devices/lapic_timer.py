@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from devices import Clock
+from devices.frozen import frozen
 
 __all__ = ["TIMER_HZ", "TIMER_RESET", "LapicTimer", "LapicTimerState", "TscClock"]
 
@@ -28,7 +28,7 @@ class TscClock(Protocol):
         """Guest time (of the device's clock) at which RDTSC gives `tsc`, past or future."""
 
 
-@dataclass(frozen=True)
+@frozen
 class LapicTimerState:
     """What a snapshot keeps of the timer."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from devices import Clock, IrqLine, PortRanges
+from devices.frozen import frozen
 
 __all__ = ["POWER_ON", "Rtc", "RtcState"]
 
@@ -50,7 +50,7 @@ KIB, MIB = 1024, 1024 * 1024
 DAYS_BEFORE_MONTH = 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334
 
 
-@dataclass(frozen=True)
+@frozen
 class RtcState:
     """What a snapshot keeps of the clock; "clock time" is nanoseconds since 1970 as the guest set it."""
 

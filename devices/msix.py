@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from devices.frozen import frozen
 
 __all__ = ["CONTROL_WRITABLE", "Msix", "MsixState"]
 
@@ -17,7 +18,7 @@ CONTROL_WRITABLE = ENABLE | FUNCTION_MASK
 MOST_VECTORS = 128                      # more do not fit beside each other into a page with room to spare
 
 
-@dataclass(frozen=True)
+@frozen
 class MsixState:
     """What a snapshot keeps: message control's writable bits, the table, and a bit for each pending vector."""
 

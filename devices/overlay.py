@@ -11,6 +11,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 from devices.disk import (
     PUNCH_HOLE,
@@ -27,7 +28,7 @@ from devices.disk import (
     zeroes,
 )
 
-__all__ = ["CLUSTER", "Overlay", "branched", "settled"]
+__all__ = ["CLUSTER", "Overlay", "branched", "settle"]
 
 KIB, MIB = 1 << 10, 1 << 20
 CLUSTER = 4 * KIB                       # what guests' file systems write: nothing is ever copied up for them
@@ -46,7 +47,8 @@ class Overlay:
     nothing to do. With a path it is made, or gone on with if it is there, and stays; what was flushed survives.
 
     A snapshot of a machine takes `copy_to`; `Overlay(Overlay(base, copy, read_only=True))` goes on from it, any number
-    of times. Processes that forked share the file: each but one has to put an overlay of its own on top first.
+    of times. Processes that forked share the file: each but one has to put an overlay of its own on top first
+    (`settle`, `branched`).
 
     Args:
         base: what is read where nothing was written. It must never change while the overlay is of use, and is the
@@ -56,6 +58,9 @@ class Overlay:
 
     Raises:
         DiskError: the file cannot be made, is something else, belongs to another base, or another machine has it.
+
+    Attributes:
+        is_fresh: nothing was written to it.
     """
 
     def __init__(self, base: Disk, path: str | os.PathLike[str] | None = None, read_only: bool = False) -> None:
@@ -65,6 +70,7 @@ class Overlay:
         self.size = base.size
         clusters = -(-self.size // CLUSTER)
         self._map = bytearray(clusters)
+        self.is_fresh = True
         self._dirty: set[int] = set()           # pages of the map that the named file does not have yet
         self._data = -(-(MAP_OFFSET + clusters) // CLUSTER) * CLUSTER
         try:
@@ -156,10 +162,41 @@ class Overlay:
             os.close(self._fd)
             self.base.close()
 
+    def settle(self) -> None:
+        """Put what was written into a layer below, which never changes again, and go on with a fresh file.
+
+        A layer that is not more than twice as large as the one above it is merged with that first. So there are never
+        more than some thirty, and nothing that was written is copied more often than that.
+
+        Raises:
+            DiskError: there is no room; nothing has changed for who uses the disk.
+        """
+        try:
+            while isinstance(below := self.base, Overlay) and below.path is None and below._size <= 2 * self._size:
+                self._merge(below)
+            fd = self._open_file()
+        except OSError as error:
+            raise DiskError(f"cannot make a temporary disk overlay: {error.strerror}") from None
+        self.base, self._map, self._fd, self.is_fresh = copy(self), bytearray(len(self._map)), fd, True
+
     @property
-    def is_fresh(self) -> bool:
-        """Whether nothing was written to it."""
-        return not any(self._map)
+    def _size(self) -> int:
+        """Clusters that this layer has."""
+        return len(self._map) - self._map.count(ABSENT)
+
+    def _merge(self, below: Overlay) -> None:
+        """Take the place of the layer below, too; other processes may still read its file, and this one's."""
+        merged = bytearray(below._map)
+        _lay_over(merged, self._map)
+        fd = self._open_file()
+        try:
+            self._copy_clusters(merged, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        os.close(below._fd)
+        self.base, self._map, self._fd = below.base, merged, fd
 
     def leave(self) -> Disk:
         """Close this layer, and keep the base, in a process that is a copy of the one that has both."""
@@ -204,6 +241,7 @@ class Overlay:
         if size != self.size:
             raise DiskError(f"disk overlay {self.path} is for a base of {size} bytes; this one has {self.size}")
         read_views(fd, MAP_OFFSET, [memoryview(self._map)])
+        self.is_fresh = not any(self._map)
         if os.fstat(fd).st_size < self._data + len(self._map) * CLUSTER or max(self._map) > ZERO:
             raise DiskError(f"disk overlay {self.path} is damaged")
 
@@ -217,8 +255,7 @@ class Overlay:
         if not isinstance(self.base, Overlay):
             return self._map
         merged = bytearray(self.base._merged_map())
-        for run in NOT_ABSENT.finditer(self._map):
-            merged[run.start() : run.end()] = run[0]
+        _lay_over(merged, self._map)
         return merged
 
     def _copy_clusters(self, merged: bytearray, fd: int) -> None:
@@ -262,27 +299,37 @@ class Overlay:
         if self._map[first:last] == states:
             return
         self._map[first:last] = states
+        self.is_fresh = False
         if self.path is not None:
             self._dirty.update(range(first // MAP_PAGE, (last - 1) // MAP_PAGE + 1))
 
 
-def settled(disk: Disk) -> Disk:
-    """A disk of the same contents, whose top layer is fresh and below which nothing changes any more.
+def _lay_over(states: bytearray, upper: bytearray) -> None:
+    """Put what an upper layer has into a map of clusters."""
+    for run in NOT_ABSENT.finditer(upper):
+        states[run.start() : run.end()] = run[0]
 
-    With that, processes that are forked can each have a layer of their own (`branched`).
+
+def settle(disk: Disk) -> None:
+    """Make a disk such that processes that are forked can each have a layer of their own (`branched`).
 
     Raises:
-        DiskError: it is written in place, or its overlay has a name.
+        DiskError: it is written in place, its overlay has a name, or there is no room.
     """
     if disk.read_only:
-        return disk
+        return
     if not isinstance(disk, Overlay):
         raise DiskError("a disk that is written in place cannot be forked; give it a temporary overlay")
     if disk.path is not None:
         raise DiskError(f"disk overlay {disk.path} cannot be forked; only temporary ones can")
-    return disk if disk.is_fresh else Overlay(disk)
+    if not disk.is_fresh:
+        disk.settle()
 
 
 def branched(disk: Disk) -> Disk:
-    """The disk of a process that was forked, from the `settled` one of the process that it is a copy of."""
+    """The disk of a process that was forked; it was settled in the process that this one is a copy of.
+
+    Raises:
+        DiskError: there is no room.
+    """
     return Overlay(disk.leave()) if isinstance(disk, Overlay) and not disk.read_only else disk

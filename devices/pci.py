@@ -6,10 +6,10 @@ One bus, one function in each of 32 slots; no I/O ports, no bridges behind the h
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from devices import MmioDevice, PortRanges
+from devices.frozen import frozen
 from devices.pci_function import BAR_0, PAGE, Identity, PciFunction, PciFunctionState
 
 __all__ = ["POWER_ON", "WINDOW", "PciBus", "PciBusState", "PciMemory", "ResetRegister"]
@@ -37,7 +37,7 @@ class ResetRegister(Protocol):
         """Write the register's byte."""
 
 
-@dataclass(frozen=True)
+@frozen
 class PciBusState:
     """What a snapshot keeps of the bus; the functions in its slots keep their own."""
 

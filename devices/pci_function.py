@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from devices import IrqLine, MmioDevice
+from devices.frozen import frozen
 
 __all__ = [
     "BAR_0", "COMMAND", "INTERRUPT_LINE", "PAGE", "Bar", "Capability", "Identity", "PciFunction", "PciFunctionState",
@@ -33,7 +33,7 @@ INTA = 1
 PAGE = 0x1000
 
 
-@dataclass(frozen=True)
+@frozen
 class Identity:
     """The numbers by which a driver finds the function; `class_code` has 24 bits."""
 
@@ -45,7 +45,7 @@ class Identity:
     subsystem: int = 0
 
 
-@dataclass(frozen=True)
+@frozen
 class Bar:
     """A memory range that the guest places.
 
@@ -62,7 +62,7 @@ class Bar:
     is_64_bit: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class Capability:
     """An entry of the capability list.
 
@@ -77,7 +77,7 @@ class Capability:
     writable: bytes = b""
 
 
-@dataclass(frozen=True)
+@frozen
 class PciFunctionState:
     """What a snapshot keeps: configuration space, and whether the function asks for its line interrupt."""
 
@@ -85,12 +85,12 @@ class PciFunctionState:
     intx: bool = False
 
 
-@dataclass
 class _Registers:
     """Configuration space and which bits of it the guest can change."""
 
-    values: bytearray = field(default_factory=lambda: bytearray(CONFIG_SIZE))
-    writable: bytearray = field(default_factory=lambda: bytearray(CONFIG_SIZE))
+    def __init__(self) -> None:
+        self.values = bytearray(CONFIG_SIZE)
+        self.writable = bytearray(CONFIG_SIZE)
 
     def put(self, offset: int, size: int, value: int, writable: int = 0) -> None:
         self.values[offset : offset + size] = value.to_bytes(size, "little")

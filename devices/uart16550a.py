@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from devices import IrqLine, PortRanges
+from devices.frozen import frozen
 
 __all__ = ["COM1", "POWER_ON", "PutcharBypass", "Uart16550A", "UartState"]
 
@@ -89,7 +89,7 @@ class PutcharBypass(Protocol):
         """The bytes collected since the last call, in order."""
 
 
-@dataclass(frozen=True)
+@frozen
 class UartState:
     """What a snapshot keeps. A character is its byte with the LSR error bits it brings shifted left by 8.
 

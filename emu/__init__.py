@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmuError", "GuestError", "GuestException", "GuestTimeout", "Machine", "MachineDied", "MachineProcess",
-    "MemoryLimit", "MicroGuest", "OutputLimit", "Pool", "PoolFull", "PoolMetrics", "Result", "StopReason", "boot",
-    "restore", "spawn",
+    "EmuError", "Fleet", "GuestError", "GuestException", "GuestTimeout", "Machine", "MachineDied", "MachineFailure",
+    "MachineProcess", "MemoryLimit", "MicroGuest", "OutputLimit", "Pool", "PoolFull", "PoolMetrics", "Result",
+    "StopReason", "VsockNetwork", "boot", "restore", "spawn",
 ]
 
 if TYPE_CHECKING:
     from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied, MemoryLimit, OutputLimit, PoolFull
+    from emu.fittings import VsockNetwork
+    from emu.fleet.failures import MachineFailure
+    from emu.fleet.fleet import Fleet
     from emu.guest import Result
     from emu.launch import boot
     from emu.machine import Machine
@@ -36,11 +39,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EmuError": "emu.errors",
+    "Fleet": "emu.fleet.fleet",
     "GuestError": "emu.errors",
     "GuestException": "emu.microguest",
     "GuestTimeout": "emu.errors",
     "Machine": "emu.machine",
     "MachineDied": "emu.errors",
+    "MachineFailure": "emu.fleet.failures",
     "MachineProcess": "emu.process.client",
     "MemoryLimit": "emu.errors",
     "MicroGuest": "emu.microguest",
@@ -50,6 +55,7 @@ _HOMES = {
     "PoolMetrics": "emu.pool.metrics",
     "Result": "emu.guest",
     "StopReason": "emu.run_loop",
+    "VsockNetwork": "emu.fittings",
     "boot": "emu.launch",
     "restore": "emu.snapshot.machine",
     "spawn": "emu.process.spawn",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from devices import Device, IrqLine, MmioDevice
 from devices.acpi_pm import GPE_GENERATION, AcpiPm, ResetControl
+from devices.frozen import frozen
 from devices.i8042 import I8042
 from devices.i8254 import Pit
 from devices.i8259 import PicPair
@@ -60,6 +60,7 @@ LAPIC_MSRS = (
     ("APIC base", MSR_APIC_BASE, MSR_APIC_BASE + 1),
 )
 SECOND_NS = 1_000_000_000
+ANNOUNCEMENT_NS = SECOND_NS             # until a guest that is renewed anyhow hears that it is a copy
 
 
 class IntrPin:
@@ -80,7 +81,7 @@ class IntrPin:
             self._drive(level)
 
 
-@dataclass(frozen=True)
+@frozen
 class Page:
     """A page of PCI memory made of functions."""
 
@@ -120,6 +121,7 @@ class Board:
         accounting = accounting or Accounting()
         self.memory = memory
         self.clock = clock
+        self._announcement = clock.timer(self._announce)
         self._accounting = accounting
         self._interrupts = accounting.tally(Kind.INTERRUPT, "lapic")
         self.ports = PortBus(accounting)
@@ -262,9 +264,20 @@ class Board:
             self.memory.write(address, table)
         self.memory.write(GENERATION_ID, os.urandom(GENERATION_ID_SIZE))
 
-    def new_generation(self) -> None:
-        """Tell the guest that it is a copy: its kernel re-seeds its random numbers."""
+    def new_generation(self, is_renewed: bool) -> None:
+        """Tell the guest that it is a copy: its kernel re-seeds its random numbers.
+
+        Args:
+            is_renewed: a program in the guest does that sooner. Then the event, for which ACPI's interpreter has to
+                work, comes later, when what the machine was made for may be done.
+        """
         self.memory.write(GENERATION_ID, os.urandom(GENERATION_ID_SIZE))
+        if is_renewed:
+            self._announcement.arm(self.clock.now_ns() + ANNOUNCEMENT_NS)
+        else:
+            self._announce()
+
+    def _announce(self) -> None:
         self.acpi_pm.trigger_gpe(GPE_GENERATION)
 
     # -- MSRs --------------------------------------------------------------------------------------------------
@@ -355,10 +368,14 @@ class Board:
         calls = self._dispatcher.save()
         return BoardState(now_ns, tsc, self.cpu.save(), self.kvmclock.save(), calls, peripherals)
 
-    def resumed(self) -> None:
-        """The machine around a restored board is whole: do what was asked of its devices, and tell the guest."""
+    def resumed(self, is_renewed: bool) -> None:
+        """The machine around a restored board is whole: do what was asked of its devices, and tell the guest.
+
+        Args:
+            is_renewed: as for `new_generation`.
+        """
         self.kvmclock.guest_was_stopped()
-        self.new_generation()
+        self.new_generation(is_renewed)
         for function in self.virtio:
             function.kick_all()
 

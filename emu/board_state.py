@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from devices.acpi_pm import POWER_ON as ACPI_PM
 from devices.acpi_pm import RESET_POWER_ON, AcpiPmState, ResetControlState
+from devices.frozen import frozen
 from devices.i8042 import POWER_ON as KEYBOARD
 from devices.i8042 import I8042State
 from devices.i8254 import POWER_ON as PIT
@@ -30,7 +29,7 @@ from hypercalls.kvmclock import KvmClockState
 __all__ = ["POWER_ON", "BoardState", "PeripheralsState"]
 
 
-@dataclass(frozen=True)
+@frozen
 class PeripheralsState:
     """Every device; what virtio devices keep themselves is not among it.
 
@@ -54,7 +53,7 @@ class PeripheralsState:
 POWER_ON = PeripheralsState()
 
 
-@dataclass(frozen=True)
+@frozen
 class BoardState:
     """A board, but for its memory.
 

@@ -10,10 +10,10 @@ import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
+from devices.frozen import frozen
 from emu.console import Console
 from emu.errors import GuestError, GuestStopped, GuestTimeout
 from emu.guest import Result
@@ -25,14 +25,15 @@ __all__ = ["PORTS", "Channel", "ChannelState", "PortDevice"]
 _log = logging.getLogger(__name__)
 
 SLOTS = 24                      # commands that run at a time; more wait
-PORTS = 1 + 2 * SLOTS           # that the device should have: one for the agent, two for each command
+PORTS = 2 + 2 * SLOTS           # that the device should have: two for each command, and those of the next lines
 AGENT_PORT, AGENT_NAME = 0, "emu.agent"
+RENEW_PORT, RENEW_NAME = PORTS - 1, "emu.renew"
 VERSION = "1"
 LONGEST_LINE = 4096             # of the agent's
 COMPLAINTS = 10                 # about the agent, that are logged
 SLOT_ATTEMPTS = 3               # in a row that may fail
 KILL_S = 5.0                    # for what is killed to be gone
-RESUME_S = 10.0                 # for the agent to set a restored guest right, before commands run all the same
+RESUME_S = 10.0                 # for a guest that is a copy to be set right, before commands run all the same
 SETTLE_S = 0.005                # for a slot to be free after its command's end, before another one is asked for
 
 
@@ -55,7 +56,7 @@ class PortDevice(Protocol):
         """The port of that number; it is added, with the name, if it is not there."""
 
 
-@dataclass(frozen=True)
+@frozen
 class ChannelState:
     """What a snapshot keeps: whether the agent is there, and (number, token) of the slots that were free."""
 
@@ -70,12 +71,15 @@ class Channel:
         device: has PORTS ports, all of them the channel's.
         console: of the same machine; drives it, and knows whether its kernel has panicked.
         state: of the channel that this one goes on for. What ran in the guest then is killed.
+        has_shares: whether the guest of that state may have mounted what the host shares.
 
     Attributes:
         alive: the agent is there.
     """
 
-    def __init__(self, device: PortDevice, console: Console, state: ChannelState | None = None) -> None:
+    def __init__(
+        self, device: PortDevice, console: Console, state: ChannelState | None = None, has_shares: bool = False
+    ) -> None:
         state = state or ChannelState()
         self.alive = state.alive
         self._device = device
@@ -89,10 +93,17 @@ class Channel:
         self._port.received = self._received
         self._port.opened = self._opened
         self._port.open()
-        self._is_resuming = self.alive      # commands wait until the guest's clock and mounts are right
+        self._renewer = device.port(RENEW_PORT, RENEW_NAME)
+        self._renewer.received = lambda _data: self._set_right(RENEW_NAME)
+        self._renewer.opened = lambda _is_open: self._set_right(RENEW_NAME)
+        self._renewer.open()
+        self._awaited: set[str] = set()     # what has to set a copied guest right before commands run
         if self.alive:
             self._take_over(dict(state.slots))
-            self._send("resume")
+            self._renew()
+            if has_shares:
+                self._awaited.add(AGENT_NAME)
+                self._send("resume")
 
     def save(self) -> ChannelState:
         """The state to go on from."""
@@ -109,9 +120,25 @@ class Channel:
             if slot.state is SlotState.BUSY and not slot.is_settling:
                 slot.kill()
                 self._send(f"kill {slot.number}")
-        if self.alive:
-            self._is_resuming = True
-            self._send("renew")
+        self._renew()
+
+    @property
+    def renews(self) -> bool:
+        """Whether a program in the guest re-seeds its random numbers when it is a copy."""
+        return self._renewer.guest_open
+
+    def _renew(self) -> None:
+        """Have the guest differ from the one that it is a copy of, and its clock set."""
+        if self.renews:
+            self._awaited.add(RENEW_NAME)
+            self._renewer.send(b"\n")
+
+    def _set_right(self, name: str) -> None:
+        """One of those that set a copied guest right has done so, or has gone."""
+        if name in self._awaited:
+            self._awaited.remove(name)
+            if not self._awaited:
+                self._dispatch()
 
     # --- is the agent there? ------------------------------------------------------------------------------------
 
@@ -224,10 +251,12 @@ class Channel:
 
     def drive(self, until: Callable[[], bool], timeout: float | None) -> bool:
         """Drive the guest as the console does; also raises `GuestError` if its kernel panics."""
-        if self._is_resuming:
-            if not self._drive(lambda: not self._is_resuming, RESUME_S):
-                _log.info("the guest's agent has not set its clock and mounts right in %g s", RESUME_S)
-            self._resumed()
+        if self._awaited:
+            if not self._drive(lambda: not self._awaited, RESUME_S):
+                names = " and ".join(sorted(self._awaited))
+                _log.info("the guest has not been set right in %g s: nothing comes from %s", RESUME_S, names)
+            self._awaited.clear()
+            self._dispatch()
         if self._waiting:
             self._drive(lambda: not self._waiting or until(), SETTLE_S)
             self._ask_for_slots()
@@ -280,7 +309,7 @@ class Channel:
 
     def _dispatch(self) -> None:
         """Start what waits, in slots that are free, or else if none will soon be."""
-        if self._is_resuming:
+        if self._awaited:
             return
         for slot in self._slots.values():
             if self._waiting and slot.state is SlotState.FREE:
@@ -292,7 +321,7 @@ class Channel:
         """Ask the agent for as many slots as there are jobs waiting."""
         starting = sum(slot.state is SlotState.STARTING for slot in self._slots.values())
         for number in range(SLOTS):
-            if starting >= len(self._waiting) or not self.alive or self._is_resuming:
+            if starting >= len(self._waiting) or not self.alive or self._awaited:
                 return
             slot = self._slot(number)
             if slot.state is SlotState.CLOSED:
@@ -358,16 +387,11 @@ class Channel:
                 _log.debug("the guest's agent is there")
                 self.alive = True
         elif word == "resumed":
-            self._resumed()
+            self._set_right(AGENT_NAME)
         elif word == "hello":
             self._complain("a greeting of version %.20r; this channel speaks %s", rest, VERSION)
         else:
             self._complain("%.80r", line)
-
-    def _resumed(self) -> None:
-        if self._is_resuming:
-            self._is_resuming = False
-            self._dispatch()
 
     def _complain(self, what: str, *details: object) -> None:
         """Log what the agent sent, the first few times."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from devices.frozen import replace
 from emu.channel import Channel, ChannelState
 from emu.console import Console
 from emu.errors import EmuError, GuestError
@@ -32,6 +32,7 @@ class GuestCommands:
         channel: the channel's state to go on with.
         ready: the guest's shell or agent has answered before.
         shell: whether the guest has a shell at all.
+        has_shares: whether there are directories that the guest may have mounted.
 
     Attributes:
         console: the guest's console, in pexpect's words.
@@ -46,10 +47,11 @@ class GuestCommands:
         channel: ChannelState | None = None,
         ready: bool = False,
         shell: bool = True,
+        has_shares: bool = False,
     ) -> None:
         self.console = console
         self.has_shell = shell
-        self.channel = None if ports is None else Channel(ports, console, channel)
+        self.channel = None if ports is None else Channel(ports, console, channel, has_shares)
         self._ports = ports
         self._forget_shell()
         self._is_ready = ready

@@ -194,6 +194,11 @@ class Console:
         """What no `expect` has consumed (its last 2**20 characters)."""
         return self._unread.text()
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the guest has written since the last `expect` looked."""
+        return self._unread.fresh
+
     def tail(self) -> str:
         """The last few characters the guest wrote, quoted, for messages of one line."""
         return repr(self.recent(QUOTED_CHARS).decode("utf-8", "replace"))
@@ -343,6 +348,8 @@ class Console:
         """This process is a copy: what shows the original's console, or is told of it, is not this one's."""
         self.logfile = None
         self._outputs.clear()
+        for pty in self._ptys:
+            pty.close()
         self._ptys.clear()
 
     def close(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from devices import OutsideMemory
+from devices.frozen import frozen
 from emu.cpu.registers import Registers
 from hypercalls.dispatch import format_registers
 
@@ -21,7 +21,7 @@ Read = Callable[[int, int], bytes]
 """(virtual address, size) -> bytes; OutsideMemory for what cannot be read."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Instruction:
     """One instruction, or a byte that is none.
 

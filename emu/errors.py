@@ -27,8 +27,16 @@ class OutputLimit(GuestError):
     """A command wrote more than it may."""
 
 
+class MemoryLimit(GuestError):
+    """A machine took more of the host's memory than it may."""
+
+
 class MachineDied(EmuError):
     """The process of a machine is gone."""
+
+
+class PoolFull(EmuError):
+    """As many jobs wait for a machine as may."""
 
 
 class GuestTimeout(GuestError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from devices.frozen import frozen
 from emu.errors import EmuError
 from hypercalls.registry import Hypercall
 from hypercalls.syscalls import Syscall
@@ -30,7 +31,7 @@ PORTS = 1 << 16
 FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE    # 0 to 2 have meanings of their own, as has the one behind the last
 
 
-@dataclass(frozen=True)
+@frozen
 class Share:
     """A directory of the host that the guest mounts, at /mnt/<tag> unless it is told otherwise.
 
@@ -46,7 +47,7 @@ class Share:
     security: str = "none"
 
 
-@dataclass(frozen=True)
+@frozen
 class DiskImage:
     """A raw image that the guest has as /dev/vda, /dev/vdb, ...
 
@@ -64,7 +65,7 @@ class DiskImage:
     frozen: Path | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class VsockNetwork:
     """A machine's place among those of a host whose guests can connect to each other by vsock.
 
@@ -91,7 +92,7 @@ class VsockNetwork:
 Vsock = bool | str | os.PathLike[str] | VsockNetwork
 
 
-@dataclass(frozen=True)
+@frozen
 class DebugExit:
     """Ports by which a guest ends the machine with a status (devices/isa_debug_exit.py).
 
@@ -111,7 +112,7 @@ class DebugExit:
             raise EmuError(f"the debug exit cannot have {self.size} ports from {self.port:#x} on: the last is 0xffff")
 
 
-@dataclass(frozen=True)
+@frozen
 class Fittings:
     """What is plugged in.
 
@@ -129,7 +130,7 @@ class Fittings:
         shell: the guest is one that has a shell on its console.
     """
 
-    shares: Mapping[str, Share] = field(default_factory=dict)
+    shares: Mapping[str, Share] = MappingProxyType({})
     disks: tuple[DiskImage, ...] = ()
     vsock: Vsock = False
     channel: bool = True

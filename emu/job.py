@@ -56,6 +56,15 @@ class Output:
         """Whether it is full, and nobody has begun to read it as it comes."""
         return len(self._kept) >= MOST_OUTPUT
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has come that was not read."""
+        return not self._kept
+
+    def stream(self) -> None:
+        """Let the guest wait from now on while WINDOW bytes were not read."""
+        self._limit = WINDOW
+
     def take(self, data: bytes) -> None:
         """More of it has come from the guest."""
         if self._sink is not None:
@@ -72,7 +81,7 @@ class Output:
         return data
 
     def __iter__(self) -> Iterator[bytes]:
-        self._limit = WINDOW
+        self.stream()
         while True:
             self._job.drive(lambda: bool(self._kept) or self._job.cannot_go_on)
             if not self._kept:

@@ -178,9 +178,9 @@ class Machine(GuestCommands):
         for sink in self.serial_sinks:
             sink(data)
 
-    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call back, on the machine's thread and at most some 10 ms late, whenever `fd` can be read."""
-        self._poller.watch(fd, callback)
+    def watch_fd(self, fd: int, readable: Callable[[], None], writable: Callable[[], None] | None = None) -> None:
+        """Call back, on the machine's thread and at most some 10 ms late, whenever `fd` can be read, or written."""
+        self._poller.watch(fd, readable, writable)
 
     def unwatch_fd(self, fd: int) -> None:
         """End that."""

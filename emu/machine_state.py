@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from emu.board_state import BoardState
 from emu.channel import ChannelState
 from emu.errors import EmuError
@@ -17,7 +17,7 @@ from hypercalls.syscalls import Syscall
 __all__ = ["DiskEntry", "FittingsState", "MachineState", "ShareEntry", "fittings_of", "fittings_state"]
 
 
-@dataclass(frozen=True)
+@frozen
 class ShareEntry:
     """A shared directory; `path` is absolute."""
 
@@ -27,7 +27,7 @@ class ShareEntry:
     security: str
 
 
-@dataclass(frozen=True)
+@frozen
 class DiskEntry:
     """A disk; `path` is absolute. What its overlay held is a file of the snapshot."""
 
@@ -36,7 +36,7 @@ class DiskEntry:
     overlay: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class FittingsState:
     """What was plugged in.
 
@@ -57,7 +57,7 @@ class FittingsState:
     shell: bool
 
 
-@dataclass(frozen=True)
+@frozen
 class MachineState:
     """A machine, but for its memory.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Self
 
+from devices.frozen import frozen
 from emu.cpu.abi import ffi
 from emu.cpu.constants import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE, MSR_EFER, MSR_STAR
 from emu.cpu.cpu import Cpu
@@ -67,7 +68,7 @@ PATIENCE_S = 10.0                       # for a few instructions, on however bus
 EVENT = struct.Struct("<7Q")
 
 
-@dataclass(frozen=True)
+@frozen
 class Event:
     """What the CPU pushed when it went through a gate, and CR2 at that time."""
 

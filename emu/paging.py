@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from devices import OutsideMemory
+from devices.frozen import frozen
 from emu.cpu.constants import EFER_LMA
 
 __all__ = ["AddressSpace", "NotMapped"]
@@ -59,7 +59,7 @@ class PagingRegisters(Protocol):
         """CR0, CR3, CR4 and EFER."""
 
 
-@dataclass(frozen=True)
+@frozen
 class _Format:
     """One kind of page tables.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from devices import Clock
 from devices.disk import Disk
+from devices.frozen import frozen, replace
 from devices.p9.saved import P9State
 from devices.virtio.blk import BlkState
 from devices.virtio.console import Console, ConsoleState
@@ -30,7 +30,7 @@ GUEST_CID = 3                           # of vsock; 2 is the host
 SYSRQ_KEY = b"\x0f"                     # Linux takes Ctrl-O on hvc0 for SysRq, and two for a Ctrl-O
 
 
-@dataclass(frozen=True)
+@frozen
 class PluggedState:
     """What a snapshot keeps of the devices.
 
@@ -95,11 +95,10 @@ class Plugged:
         if fittings.vsock is not False:
             from emu.vsock import VsockHost  # 5 ms
 
-            if isinstance(fittings.vsock, VsockNetwork):
-                self._vsock_state = replace(self._vsock_state, guest_cid=fittings.vsock.cid)
-                self.vsock = VsockHost(poller, drive, network=fittings.vsock)
-            else:
-                self.vsock = VsockHost(poller, drive, None if fittings.vsock is True else Path(fittings.vsock))
+            place = fittings.vsock if isinstance(fittings.vsock, VsockNetwork | bool) else Path(fittings.vsock)
+            if isinstance(place, VsockNetwork):
+                self._vsock_state = replace(self._vsock_state, guest_cid=place.cid)
+            self.vsock = VsockHost(poller, drive, None if place is True else place)
 
     def _make_hvc(self, state: ConsoleState | None) -> Console:
         device = Console(state=state)
@@ -168,11 +167,11 @@ class Plugged:
         except ValueError as error:
             raise EmuError(str(error)) from None
 
-    def forked(self, vsock: Path | None) -> None:
+    def forked(self, vsock: Path | VsockNetwork | None) -> None:
         """This process is a copy of the one that had the devices: share nothing with that which either can change.
 
         Args:
-            vsock: a socket file of its own.
+            vsock: a socket file of its own, or its network.
 
         Raises:
             EmuError: the host has no room for what is needed.
@@ -185,7 +184,8 @@ class Plugged:
         except ValueError as error:
             raise EmuError(str(error)) from None
         if self._socket_device:
-            self._socket_device.transport_reset()
+            self._socket_device.transport_reset(vsock.cid if isinstance(vsock, VsockNetwork) else None)
+            self._vsock_state = VsockState(self._socket_device.guest_cid)
         if self.vsock:
             self.vsock.forked(vsock)
 

@@ -1,4 +1,4 @@
-"""pytest fixtures for hypercalls: calls without a CPU, a guest without a kernel, and a booted Alpine.
+"""pytest fixtures: calls of hypercalls without a CPU, a guest without a kernel, a booted Alpine, several machines.
 
 Nothing of the emulator is imported before a test asks for one of them (docs/testing.md).
 """
@@ -14,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from pluggy import Result
 
+    from emu.fleet.fleet import Fleet
     from emu.machine import Machine
     from emu.microguest import MicroGuest
     from hypercalls.fake import FakeCalls
@@ -71,8 +72,19 @@ def alpine(pytestconfig: pytest.Config) -> Iterator[Machine]:
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """No machines yet, for the test to add some: all are gone after it (docs/fleet.md)."""
+    from emu.fleet.fleet import Fleet
+
+    with Fleet() as fleet:
+        yield fleet
+
+
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Result[pytest.TestReport], None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Result[pytest.TestReport], None]:
     """Show where the guests of a failed test are."""
     outcome = yield
     report = outcome.get_result()
@@ -85,6 +97,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Result[pytes
                 report.sections += describe(name, fixtures[name])
             except Exception as error:      # a report must not fail, whatever the test has done to its guest
                 report.sections.append((name, f"its state cannot be shown: {error}"))
+        if "fleet" in fixtures and call.excinfo is not None:
+            report.sections.append(("fleet: failure report", fixtures["fleet"].report(call.excinfo.value)))
 
 
 def _describe_micro_guest(name: str, guest: MicroGuest) -> list[tuple[str, str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from devices import Clock
+from devices.frozen import frozen
 from hypercalls import Files
 
 __all__ = ["MARKS_KEPT", "MachineServices", "Mark"]
@@ -14,7 +14,7 @@ __all__ = ["MARKS_KEPT", "MachineServices", "Mark"]
 MARKS_KEPT = 1 << 16
 
 
-@dataclass(frozen=True)
+@frozen
 class Mark:
     """A point that the guest has come to (PV_MARK).
 

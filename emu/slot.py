@@ -21,6 +21,7 @@ _log = logging.getLogger("emu.channel")
 MARK = b"\x1e"
 CODE_SIZE = 4                   # of what follows a mark's token
 READY, EOF = b"rdy\n", b"eof\n"
+NEXT = b"n\n"                   # a shell for the next command is to be started
 LONGEST_INLINE = 2000           # bytes of a command that go as lines, which the guest reads byte by byte
 PLAIN = bytes([9, 10, *range(32, 127)])
 COMPLAINTS = 10                 # about a slot, that are logged
@@ -222,6 +223,7 @@ class Slot:
         if self._has_both("rdy", SlotState.STARTING) or (self._has_both("eof", SlotState.BUSY) and self._job_is_over()):
             self.state = SlotState.FREE
             self.job = None
+            self._ports[0].send(NEXT)
             self._changed(False)
 
     def _has_both(self, mark: str, state: SlotState) -> bool:

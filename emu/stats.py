@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+
+from devices.frozen import frozen
 
 __all__ = ["BUCKETS", "UNCLAIMED", "ExitRow", "ExitStats", "Kind"]
 
@@ -36,7 +37,7 @@ class Kind(enum.StrEnum):
 OUTSIDE = Kind.BETWEEN, Kind.RUN_END, Kind.NATIVE       # the others are exits into Python handlers, while the CPU runs
 
 
-@dataclass(frozen=True)
+@frozen
 class ExitRow:
     """One handler of one kind of exit.
 
@@ -88,7 +89,7 @@ class ExitRow:
         return ExitRow(self.kind, self.handler, count, total_ns, longest_ns, histogram)
 
 
-@dataclass(frozen=True)
+@frozen
 class ExitStats:
     """What a machine has done since it was made; `after - before` is what it did in between.
 

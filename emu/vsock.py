@@ -7,7 +7,7 @@ The convention is Firecracker's. For a socket file PATH:
 - a program of the guest connects to CID 2 (the host), port N; that is a connection to the socket file PATH_N.
 
 Machines of a network have their socket files in one directory, each under its CID. A program of a guest connects to
-the CID of another guest, and its machine says "CONNECT <port> FROM <own CID>" at that one's socket file.
+the CID of another guest, and its machine says "CONNECT <port> FROM <own CID> <own port>" at that one's socket file.
 
 Nothing here starts a thread: sockets are watched beside the guest, on the machine's thread.
 """
@@ -36,6 +36,7 @@ Drive = Callable[[Callable[[], bool], float | None], bool]
 """Runs the guest until a condition holds or so many host seconds are over; whether it holds."""
 
 PIPELINE = 128                      # connections that wait for `VsockListener.accept`
+ISOLATED = "the machine is out of its network"
 RETRY_NS = 10_000_000               # after the host was too busy to accept
 
 
@@ -45,8 +46,8 @@ class VsockHost:
     Args:
         files: watches sockets on the machine's thread.
         drive: `Machine.drive`.
-        path: of the socket file for programs of the host; None for Python only.
-        network: of which this machine is one, with the socket file there.
+        place: path of the socket file for programs of the host, or the network of which this machine is one, with the
+            socket file there; None for Python only.
 
     Raises:
         EmuError: the socket file cannot be made.
@@ -55,21 +56,23 @@ class VsockHost:
         path: of the socket file.
     """
 
-    def __init__(
-        self, files: Files, drive: Drive, path: Path | None = None, network: VsockNetwork | None = None
-    ) -> None:
-        if network:
-            path = network.path(network.cid)
+    def __init__(self, files: Files, drive: Drive, place: Path | VsockNetwork | None = None) -> None:
         self._files = files
         self._drive = drive
-        self.path = path
         self._device: Vsock | None = None
         self._clock: Clock | None = None
         self._timer: Timer | None = None
         self._listeners: dict[int, VsockListener] = {}
         self._callers: set[Caller] = set()
-        self._calls = GuestCalls(files, self, path, network)
-        self._file = SocketFile(path) if path else None
+        self._settle(place)
+
+    def _settle(self, place: Path | VsockNetwork | None) -> None:
+        """Be there from now on."""
+        self._isolated = False
+        network = place if isinstance(place, VsockNetwork) else None
+        self.path = place.path(place.cid) if isinstance(place, VsockNetwork) else place
+        self._calls = GuestCalls(self._files, self, self.path, network)
+        self._file = SocketFile(self.path) if self.path else None
 
     def device(self, clock: Clock, state: VsockState) -> Vsock:
         """A device for a board; the one for the board before has to be closed."""
@@ -92,8 +95,8 @@ class VsockHost:
             self._file.close()
             self._file = None
 
-    def forked(self, path: Path | None) -> None:
-        """This process is a copy: have a socket file of its own, or none, and let go of the original's sockets.
+    def forked(self, place: Path | VsockNetwork | None) -> None:
+        """This process is a copy: have a place of its own, or none, and let go of the original's sockets.
 
         The device's connections have to be ended before.
 
@@ -105,11 +108,9 @@ class VsockHost:
         for caller in list(self._callers):
             caller.closed("the machine was forked")
         self._calls.close()
-        self._calls = GuestCalls(self._files, self, path, None)
         if self._file:
             self._file.sock.close()         # the file itself is the original's
-        self.path = path
-        self._file = SocketFile(path) if path else None
+        self._settle(place)
         self._watch_file()
 
     # -- for Python ----------------------------------------------------------------------------------------------
@@ -170,10 +171,24 @@ class VsockHost:
 
     # -- from the host -------------------------------------------------------------------------------------------
 
-    def _ask(self, port: int, stream: SocketStream, cid: int = HOST_CID) -> Connection:
+    def _ask(self, port: int, stream: SocketStream, caller: tuple[int, int] | None = None) -> Connection:
         if self._device is None:
             raise NotReady("the guest has no vsock device")
-        return self._device.connect(port, stream, cid)
+        if caller and self._isolated:
+            raise NotReady(ISOLATED)
+        return self._device.connect(port, stream, caller)
+
+    def isolate(self, isolated: bool) -> None:
+        """Take the machine out of its network, where its connections end at once, or put it back."""
+        self._isolated = isolated
+        if isolated and self._device:
+            self._device.abandon_others(ISOLATED)
+
+    def missing(self) -> str:
+        """Why nobody can connect to the guest; nothing if one can."""
+        if self._isolated:
+            return ISOLATED
+        return self._device.obstacle() if self._device else "the guest has no vsock device"
 
     def _abandon(self, connection: Connection) -> None:
         if self._device:
@@ -201,8 +216,11 @@ class VsockHost:
 
     def open(self, connection: Connection) -> None:
         """The guest wants to connect: to Python if that listens, else to a socket file."""
-        listener = self._listeners.get(connection.host_port) if connection.host_cid == HOST_CID else None
-        if listener is None:
+        is_local = connection.host_cid == HOST_CID
+        listener = self._listeners.get(connection.host_port) if is_local else None
+        if self._isolated and not is_local:
+            self.refuse(connection, ISOLATED)
+        elif listener is None:
             self._calls.dial(connection)
         elif len(listener.waiting) >= PIPELINE:
             self.refuse(connection, f"{PIPELINE} connections wait to be accepted by Python")

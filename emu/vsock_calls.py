@@ -146,7 +146,8 @@ class PeerCall(GreetingStream):
         self._calls = calls
         self._is_answered = False
         try:
-            sock.send(b"CONNECT %d FROM %d\n" % (connection.host_port, cid), socket.MSG_NOSIGNAL)
+            greeting = b"CONNECT %d FROM %d %d\n" % (connection.host_port, cid, connection.guest_port)
+            sock.send(greeting, socket.MSG_NOSIGNAL)
         except OSError:
             pass                    # it has gone, which is read below
         self.watch(self._greet, None)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from devices import Files
 from devices.virtio.vsock import Connection, NotReady
-from devices.virtio.vsock_connection import HOST_CID
 from emu.errors import EmuError
-from emu.fittings import LAST_CID
+from emu.fittings import FIRST_CID, LAST_CID
 
 __all__ = ["LAST_PORT", "LONGEST_PATH", "Caller", "GreetingStream", "SocketFile", "SocketStream", "log"]
 
@@ -24,8 +23,8 @@ Callback = Callable[[], None]
 LAST_PORT = 0xFFFF_FFFE             # the one after it is VMADDR_PORT_ANY
 LONGEST_PATH = 107 - len("_4294967295")         # sun_path without its end; PATH_N has to fit, too
 MOST_BUFFERS = 1024                 # IOV_MAX
-GREETING = re.compile(rb"CONNECT ([0-9]{1,10})(?: FROM ([0-9]{1,10}))?\n", re.IGNORECASE)
-LONGEST_GREETING = 40
+GREETING = re.compile(rb"CONNECT ([0-9]{1,10})(?: FROM ([0-9]{1,10}) ([0-9]{1,10}))?\n", re.IGNORECASE)
+LONGEST_GREETING = 48
 PIPELINE = 128                      # programs that wait to be accepted
 
 log = logging.getLogger("emu.vsock")
@@ -148,7 +147,7 @@ class Caller(GreetingStream):
     Args:
         files: watches the socket.
         sock: taken over.
-        ask: asks the guest for a connection to a port, from the address of who wants it.
+        ask: asks the guest for a connection to a port; given CID and port of another machine that wants it.
         finished: called when it is over.
     """
 
@@ -156,7 +155,7 @@ class Caller(GreetingStream):
         self,
         files: Files,
         sock: socket.socket,
-        ask: Callable[[int, SocketStream, int], Connection],
+        ask: Callable[[int, SocketStream, tuple[int, int] | None], Connection],
         finished: Callable[[Caller], None],
     ) -> None:
         super().__init__(files, sock, "a program of the host", lambda reason: finished(self))
@@ -166,14 +165,15 @@ class Caller(GreetingStream):
 
     def _greeted(self) -> None:
         found = GREETING.fullmatch(self.greeting)
-        port, cid = (int(found[1]), int(found[2] or HOST_CID)) if found else (0, 0)
-        if port > LAST_PORT or not HOST_CID <= cid <= LAST_CID:
+        port, *caller = (int(number) for number in found.groups() if number) if found else (LAST_PORT + 1,)
+        cid, caller_port = caller or (FIRST_CID, 0)
+        if port > LAST_PORT or caller_port > LAST_PORT or not FIRST_CID <= cid <= LAST_CID:
             self.closed(f"sent {self.greeting!r} where CONNECT and a port were expected")
             return
         self.watch(None, None)
-        self.name = f"{'a program of the host' if cid == HOST_CID else f'CID {cid}'} to guest port {port}"
+        self.name = f"{f'CID {cid} port {caller_port}' if caller else 'a program of the host'} to guest port {port}"
         try:
-            self._connection = self._ask(port, self, cid)
+            self._connection = self._ask(port, self, (cid, caller_port) if caller else None)
         except NotReady as error:
             self.closed(str(error))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from devices import Clock, OutsideMemory
+from devices.frozen import frozen
 from hypercalls.call import ACCESS_BUDGET, Call, CallMemory, Endless, GuestFault, Services
 from hypercalls.mailbox import CAPACITY
 from hypercalls.registry import Hypercall
@@ -30,7 +30,7 @@ def format_registers(registers: Mapping[str, int]) -> str:
     return "\n".join(" ".join(items[i : i + 4]) for i in range(0, len(items), 4))
 
 
-@dataclass(frozen=True)
+@frozen
 class DispatcherState:
     """What a snapshot keeps of hypercalls.
 

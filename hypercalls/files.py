@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from hypercalls.call import Call, Files, GuestFault
 from hypercalls.mailbox import WORD
 from hypercalls.numbers import PV_READ, PV_WRITE
@@ -28,7 +28,7 @@ MOST_BYTES = 1 << 20
 LARGEST_OFFSET = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
+@frozen
 class _Request:
     """A request block and where it came from.
 

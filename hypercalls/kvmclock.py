@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from devices import Clock
+from devices.frozen import frozen
 from hypercalls.call import GuestFault
 
 ENABLE = 1 << 0                         # of the system time MSR
@@ -64,7 +64,7 @@ def scale(ticks: int, multiplier: int, shift: int) -> int:
     return ticks * multiplier >> 32
 
 
-@dataclass(frozen=True)
+@frozen
 class KvmClockState:
     """What a snapshot keeps of the clock.
 

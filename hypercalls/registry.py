@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from hypercalls.call import Call
 from hypercalls.numbers import FIRST, KVM_FIRST, KVM_LAST, LAST
 
@@ -15,7 +15,7 @@ ACCESSES = ("r", "w", "rw")
 Handler = Callable[[Call], int | None]
 
 
-@dataclass(frozen=True)
+@frozen
 class Hypercall:
     """A handler and the MSR it answers.
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 from devices import Clock
+from devices.frozen import frozen
 from hypercalls.call import ACCESS_BUDGET, ACCESS_LEAST, Endless
 
 __all__ = [
@@ -122,7 +122,7 @@ class SyscallCall:
 Handler: TypeAlias = Callable[[SyscallCall], SyscallResult]
 
 
-@dataclass(frozen=True)
+@frozen
 class Syscall:
     """A handler and the system call it answers.
 

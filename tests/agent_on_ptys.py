@@ -20,7 +20,8 @@ from emu.channel import Channel
 from emu.console import Console
 from emu.errors import GuestStopped
 
-AGENT = Path(__file__).parent.parent / "emu" / "images" / "agent.sh"
+IMAGES = Path(__file__).parent.parent / "emu" / "images"
+AGENT = IMAGES / "agent.sh"
 SLICE_S = 0.005     # between looks at conditions and Python's signals, as a machine
 READ_SIZE = 4096
 
@@ -114,14 +115,14 @@ class AgentOnPtys:
         self.ports: dict[int, PtyPort] = {}
         self._home = home
         self._dev = home / "dev"
-        self._names = home / "sys" / "vport0p0"
+        self._names = home / "sys"
         self._dev.mkdir()
-        self._names.mkdir(parents=True)
+        self._names.mkdir()
         self.console = Console(lambda data: None, self.drive, lambda fd, callback: None, lambda fd: None)
         self.channel = Channel(self, self.console)
         text = script or AGENT.read_text()
         for old, new in (
-            ("/sys/class/virtio-ports", str(self._names.parent)),
+            ("/sys/class/virtio-ports", str(self._names)),
             ("/dev/$", f"{self._dev}/$"),
             ("=/run/emu-channel", f"={home}/run"),
             ("mount -t cgroup2", "false"),
@@ -131,6 +132,7 @@ class AgentOnPtys:
             text = text.replace(old, new)
         agent = home / "agent"
         agent.write_text(text)
+        (home / "command").write_text((IMAGES / "command.sh").read_text())
         environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(home)}
         self._process = subprocess.Popen(
             [*shell, str(agent)], stdin=subprocess.DEVNULL, start_new_session=True, env=environment, umask=0o022
@@ -140,7 +142,8 @@ class AgentOnPtys:
         if number not in self.ports:
             self.ports[number] = PtyPort(self._dev / f"vport0p{number}")
             if name:
-                (self._names / "name").write_text(name + "\n")
+                (self._names / f"vport0p{number}").mkdir()
+                (self._names / f"vport0p{number}" / "name").write_text(name + "\n")
         return self.ports[number]
 
     def drive(self, until: Callable[[], bool], timeout: float | None = None) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from emu import channel as channel_module
 from emu import job as job_module
-from emu.channel import PORTS, Channel, ChannelState
+from emu.channel import PORTS, RENEW_PORT, Channel, ChannelState
 from emu.console import Console
 from emu.errors import GuestError, GuestStopped, GuestTimeout
 from emu.job import MOST_OUTPUT
@@ -250,7 +250,7 @@ def test_many_commands_one_after_another(own_guest: AgentOnPtys, monkeypatch: py
     monkeypatch.setattr(channel_module, "SETTLE_S", TIMEOUT_S)
     numbers = [own_guest.channel.run(f"echo {n}", timeout=TIMEOUT_S).stdout for n in range(100)]
     assert numbers == [f"{n}\n" for n in range(100)]
-    assert len(own_guest.ports) == 1 + 2
+    assert len(own_guest.ports) == 2 + 2
 
 
 def cats_of(slot: Path) -> list[str]:
@@ -356,7 +356,9 @@ class FakePort:
 class FakeGuest:
     """A guest that does what the test says, whenever it is driven."""
 
-    def __init__(self, state: ChannelState | None = None, is_open: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, state: ChannelState | None = None, is_open: tuple[int, ...] = (), has_shares: bool = False
+    ) -> None:
         self.driver_ready = False
         self.ports: dict[int, FakePort] = {}
         for number in is_open:
@@ -364,7 +366,7 @@ class FakeGuest:
         self.stopped = False
         self.steps: list[Callable[[], None]] = []
         self.console = Console(lambda data: None, self.drive, lambda fd, callback: None, lambda fd: None)
-        self.channel = Channel(self, self.console, state)
+        self.channel = Channel(self, self.console, state, has_shares)
 
     def port(self, number: int, name: str = "") -> FakePort:
         return self.ports.setdefault(number, FakePort())
@@ -556,27 +558,74 @@ def test_a_restored_channel_uses_the_slots_that_were_free_and_ends_the_others() 
     old.mark(b"eof\n")
     state = old.channel.save()
     assert state == ChannelState(True, ((0, old.token().decode()),))
-    guest = FakeGuest(state, is_open=(0, 1, 2, 3, 4))
-    assert bytes(guest.ports[0].sent) == b"kill 1\nresume\n"
+    guest = FakeGuest(state, is_open=(0, 1, 2, 3, 4, RENEW_PORT))
+    assert bytes(guest.ports[0].sent) == b"kill 1\n"
     job = guest.channel.start("command")
-    assert bytes(guest.ports[1].sent) == b""        # the guest's clock is not right yet
-    guest.ports[0].say(b"resumed\n")
+    assert bytes(guest.ports[RENEW_PORT].sent) == b"\n" and bytes(guest.ports[1].sent) == b""
+    guest.ports[RENEW_PORT].say(b"\n")
     assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
     for port in (1, 2):
         guest.ports[port].say(b"\x1e" + old.token() + b"004\n")
     assert job.status == 4
 
 
-def test_an_agent_that_cannot_resume_does_not_keep_commands_waiting_for_ever(
+ONE_FREE_SLOT = ChannelState(True, ((0, "token"),))
+
+
+def test_the_shell_for_a_command_is_asked_for_when_its_slot_is_free() -> None:
+    guest = FakeGuest().with_slot()
+    assert bytes(guest.ports[1].sent) == b"n\nl 1 0\ncommand\n"
+    guest.mark(b"000\n")
+    assert guest.ports[1].sent.endswith(b"command\n")
+    guest.mark(b"eof\n")
+    assert guest.ports[1].sent.endswith(b"command\nn\n")
+
+
+def test_with_shares_commands_wait_for_the_mounts_too() -> None:
+    guest = FakeGuest(ONE_FREE_SLOT, is_open=(0, 1, 2, RENEW_PORT), has_shares=True)
+    assert bytes(guest.ports[0].sent) == b"resume\n"
+    guest.channel.start("command")
+    guest.ports[RENEW_PORT].say(b"\n")
+    assert bytes(guest.ports[1].sent) == b""
+    guest.say(b"resumed\n")
+    assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
+
+
+def test_a_guest_without_the_program_that_renews_it_is_not_waited_for() -> None:
+    guest = FakeGuest(ONE_FREE_SLOT, is_open=(0, 1, 2))
+    assert not guest.channel.renews
+    guest.channel.start("command")
+    assert bytes(guest.ports[RENEW_PORT].sent) == b"" and bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
+
+
+def test_a_guest_whose_renewing_program_ends_is_not_waited_for() -> None:
+    guest = FakeGuest(ONE_FREE_SLOT, is_open=(0, 1, 2, RENEW_PORT))
+    guest.channel.start("command")
+    assert bytes(guest.ports[1].sent) == b""
+    guest.ports[RENEW_PORT].set_open(False)
+    assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
+
+
+def test_a_fork_is_renewed_before_it_runs_commands() -> None:
+    guest = FakeGuest(ONE_FREE_SLOT, is_open=(0, 1, 2, RENEW_PORT))
+    guest.ports[RENEW_PORT].say(b"\n")
+    guest.channel.forked()
+    guest.channel.start("command")
+    assert bytes(guest.ports[RENEW_PORT].sent) == b"\n\n" and bytes(guest.ports[1].sent) == b""
+    guest.ports[RENEW_PORT].say(b"\n")
+    assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
+
+
+def test_a_guest_that_is_not_set_right_does_not_keep_commands_waiting_for_ever(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(channel_module, "RESUME_S", 0.01)
     caplog.set_level("INFO")
-    guest = FakeGuest(ChannelState(True, ((0, "token"),)), is_open=(0, 1, 2))
+    guest = FakeGuest(ONE_FREE_SLOT, is_open=(0, 1, 2, RENEW_PORT), has_shares=True)
     guest.channel.start("command")
     guest.channel.drive(lambda: False, 0.0)
     assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
-    assert "has not set its clock and mounts right" in caplog.text
+    assert "nothing comes from emu.agent and emu.renew" in caplog.text
 
 
 AGENT_BYTES = st.one_of(

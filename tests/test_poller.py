@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from emu import poller as poller_module
 from emu.poller import Poller
 
 
@@ -41,17 +42,24 @@ def test_a_writable_file_calls_back_only_if_that_was_asked(pair: tuple[socket.so
     assert seen == ["write"]
 
 
-def test_only_sleep_is_slept_time() -> None:
+def test_only_sleep_is_slept_time(monkeypatch: pytest.MonkeyPatch) -> None:
     poller, (reader, writer) = Poller(), os.pipe()
     poller.wait(20_000_000)
     assert poller.slept_ns >= 20_000_000
-    before = poller.slept_ns
-    poller.watch(reader, lambda: (os.read(reader, 1), time.sleep(0.2)))
+    before, now_ns = poller.slept_ns, 0
+
+    def work() -> None:
+        nonlocal now_ns
+        os.read(reader, 1)
+        now_ns += 1_000_000_000
+
+    monkeypatch.setattr(poller_module, "time", SimpleNamespace(monotonic_ns=lambda: now_ns))
+    poller.watch(reader, work)
     os.write(writer, b"xy")
-    poller.wait(0)
+    for timeout_ns in (0, 10_000_000_000):
+        poller.wait(timeout_ns)
+    assert now_ns == 2_000_000_000
     assert poller.slept_ns == before
-    poller.wait(10_000_000_000)
-    assert poller.slept_ns < before + 200_000_000
     os.close(reader)
     os.close(writer)
 

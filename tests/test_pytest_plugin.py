@@ -14,6 +14,7 @@ import pytest
 import emu
 from emu import microguest
 from emu.cache import ENVIRONMENT, default_directory
+from tests.fleet.fakes import FakeTemplates
 
 pytest_plugins = ["pytester"]
 
@@ -162,6 +163,41 @@ def test_hypothesis_makes_guests_of_its_own_and_shows_the_failing_one(pytester: 
     result = pytester.runpytest_inprocess("-p", "no:randomly")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*rax 0000000000000123*", "*0f 30  wrmsr"])
+
+
+def test_a_fleet_s_failure_report_is_a_section(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emu.fleet.fleet.Templates", FakeTemplates)
+    pytester.makepyfile("""
+    import pytest
+    from emu import MachineFailure, Result
+
+    def test_failing(fleet):
+        machine = fleet.add("one")
+        machine.process.answers["no"] = [Result(7, b"", b"bad")]
+        with fleet.subtest("a part"):
+            machine.succeed("no")
+
+    def test_another_one_has_other_machines(fleet):
+        assert not fleet.machines
+        with pytest.raises(MachineFailure):
+            fleet.add("one").fail("yes")
+    """)
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines([
+        ">*machine.succeed(\"no\")",
+        "E *MachineFailure: one: 'no' ended with status 7, and had to succeed",
+        "*- Captured stderr call -*",
+        "*  subtest: a part",
+        "*- fleet: failure report -*",
+        "FAILED after * s: one: 'no' ended with status 7, and had to succeed",
+        "  subtest: a part",
+        "  at: *test_a_fleet_s_failure_report_is_a_section.py:*: machine.succeed(\"no\")",
+        "  stderr:",
+        "    bad",
+        "one (CID 3): running",
+    ])
+    assert "emu/fleet/machine.py" not in result.stdout.str()
 
 
 def test_a_guest_that_cannot_be_had_is_a_line(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Member:
 
     def __init__(self, directory: Path, cid: int, files: HandDrivenFiles, clock: FakeClock) -> None:
         self.cid = cid
-        self.host = VsockHost(files, lambda until, timeout: until(), network=VsockNetwork(directory, cid))
+        self.host = VsockHost(files, lambda until, timeout: until(), VsockNetwork(directory, cid))
         device = self.host.device(clock, VsockState(cid))
         self.guest = Guest(FakeBackend(), clock, size=64, device=device)
 
@@ -66,16 +66,16 @@ class Network:
         """The same: operations, and who they are from."""
         return [(packet.header.op, packet.header.src_cid) for packet in self.packets(member)]
 
-    def connect(self) -> int:
-        """Have port 1000 on the left connected to port 80 on the right; the port of the left that the right sees."""
+    def connect(self) -> None:
+        """Have port 1000 on the left connected to port 80 on the right."""
         self.left.send(Op.REQUEST, 1000, 80, to=RIGHT)
         (request,) = self.packets(self.right)
         header = request.header
-        assert (header.op, header.src_cid, header.dst_cid, header.dst_port) == (Op.REQUEST, LEFT, RIGHT, 80)
+        assert (header.op, header.src_cid, header.src_port) == (Op.REQUEST, LEFT, 1000)
+        assert (header.dst_cid, header.dst_port) == (RIGHT, 80)
         assert self.ops(self.left) == [], "nobody has agreed yet"
-        self.right.send(Op.RESPONSE, 80, header.src_port, to=LEFT)
+        self.right.send(Op.RESPONSE, 80, 1000, to=LEFT)
         assert self.ops(self.left) == [(Op.RESPONSE, RIGHT)]
-        return header.src_port
 
 
 @pytest.fixture
@@ -89,21 +89,31 @@ def network(tmp_path: Path) -> Iterator[Network]:
 
 
 def test_bytes_go_both_ways_between_guests(network: Network) -> None:
-    port = network.connect()
+    network.connect()
     network.left.send(Op.RW, 1000, 80, b"question", to=RIGHT)
     assert [packet.data for packet in network.packets(network.right)] == [b"question"]
-    network.right.send(Op.RW, 80, port, b"answer", to=LEFT)
+    network.right.send(Op.RW, 80, 1000, b"answer", to=LEFT)
     assert [packet.data for packet in network.packets(network.left)] == [b"answer"]
 
 
 def test_an_end_of_one_side_reaches_the_other(network: Network) -> None:
-    port = network.connect()
+    network.connect()
     network.left.send(Op.RW, 1000, 80, b"last words", to=RIGHT)
     network.left.send(Op.SHUTDOWN, 1000, 80, to=RIGHT, flags=SHUTDOWN_BOTH)
     assert network.ops(network.right) == [(Op.RW, LEFT), (Op.SHUTDOWN, LEFT)]
-    network.right.send(Op.RST, 80, port, to=LEFT)
+    network.right.send(Op.RST, 80, 1000, to=LEFT)
     assert network.ops(network.left) == [(Op.RST, RIGHT)]
     assert not network.left.guest.device._connections and not network.right.guest.device._connections
+
+
+def test_a_connection_that_the_other_guest_has_not_let_go_of_is_not_made_again(network: Network) -> None:
+    network.connect()
+    network.left.send(Op.RST, 1000, 80, to=RIGHT)
+    assert network.ops(network.right) == [(Op.SHUTDOWN, LEFT)]      # which it has still to confirm
+    network.left.send(Op.REQUEST, 1000, 80, to=RIGHT)
+    assert network.ops(network.left) == [(Op.RST, RIGHT)]
+    network.right.send(Op.RST, 80, 1000, to=LEFT)
+    network.connect()
 
 
 def test_a_guest_can_connect_to_itself(network: Network) -> None:
@@ -135,7 +145,7 @@ def test_a_port_without_a_listener_is_refused_by_its_guest(network: Network, cap
     network.right.send(Op.RST, 81, request.header.src_port, to=LEFT)
     assert network.ops(network.left) == [(Op.RST, RIGHT)]
     assert caplog.messages == [
-        "CID 3 to guest port 81: refused by the guest",
+        "CID 3 port 1000 to guest port 81: refused by the guest",
         "guest port 1000 to CID 4 port 81: refused: by that machine",
     ]
 
@@ -171,7 +181,7 @@ def test_what_answers_otherwise_than_a_machine_is_no_connection(network: Network
         impostor.listen()
         network.left.send(Op.REQUEST, 1000, 80, to=NOBODY)
         sock, _ = impostor.accept()
-        assert sock.recv(100) == b"CONNECT 80 FROM 3\n"
+        assert sock.recv(100) == b"CONNECT 80 FROM 3 1000\n"
         sock.sendall(answer)
         sock.close()
         assert network.ops(network.left) == [(Op.RST, NOBODY)]
@@ -212,8 +222,8 @@ def test_a_machine_too_busy_to_accept_is_called_again(network: Network) -> None:
 
 
 @pytest.mark.parametrize("line", [
-    b"CONNECT 80 FROM 1\n", b"CONNECT 80 FROM 4294967295\n", b"CONNECT 80 FROM\n", b"CONNECT 80 FROM x\n",
-    b"CONNECT 80 FROM 3 \n", b"CONNECT FROM 3\n",
+    b"CONNECT 80 FROM 1 9\n", b"CONNECT 80 FROM 4294967295 9\n", b"CONNECT 80 FROM\n", b"CONNECT 80 FROM 3\n",
+    b"CONNECT 80 FROM x 9\n", b"CONNECT 80 FROM 3 4294967295\n", b"CONNECT FROM 3 9\n", b"CONNECT 80 FROM 3 9 \n",
 ])  # fmt: skip
 def test_callers_that_are_no_machine_are_cut_off(network: Network, line: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
@@ -224,15 +234,63 @@ def test_callers_that_are_no_machine_are_cut_off(network: Network, line: bytes) 
         assert sock.recv(100) == b""
 
 
-def test_a_fork_is_in_no_network(network: Network) -> None:
-    network.left.guest.device.transport_reset()
-    file = network.left.host._file
+def fork(network: Network, place: VsockNetwork | None) -> Member:
+    """As the left machine is in a process that was forked; the original's file remains."""
+    left = network.left
+    left.guest.device.transport_reset(place.cid if place else None)
+    file = left.host._file
     assert file
-    network.files.forget(file.sock.fileno())        # as all of them are forgotten in a process that was forked
-    network.left.host.forked(None)
+    network.files.forget(file.sock.fileno())        # as all of them are, there
+    left.host.forked(place)
+    return left
+
+
+def test_a_fork_is_in_no_network(network: Network) -> None:
+    fork(network, None)
     network.left.send(Op.REQUEST, 1000, 80, to=RIGHT)
     assert network.ops(network.left) == [(Op.RST, RIGHT)]
     (network.directory / str(LEFT)).unlink()
+
+
+def test_a_fork_can_be_in_the_network_under_another_address(network: Network) -> None:
+    clone = fork(network, VsockNetwork(network.directory, NOBODY))
+    assert clone.guest.device.read_config(0, 8) == NOBODY
+    clone.cid = NOBODY
+    clone.send(Op.REQUEST, 1000, 80, to=RIGHT)
+    assert network.ops(network.right) == [(Op.REQUEST, NOBODY)]
+    assert sorted(os.listdir(network.directory)) == ["3", "4", "9"]
+    (network.directory / str(LEFT)).unlink()
+
+
+def test_a_machine_out_of_its_network_has_no_connections_there(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "emu.vsock")
+    network.connect()
+    network.right.host.isolate(True)
+    assert network.right.host.missing() == "the machine is out of its network"
+    assert network.ops(network.right) == [(Op.RST, LEFT)]
+    assert network.ops(network.left) == [(Op.SHUTDOWN, RIGHT)]
+    network.left.send(Op.RST, 1000, 80, to=RIGHT)
+    network.left.send(Op.REQUEST, 1000, 80, to=RIGHT)
+    network.right.send(Op.REQUEST, 1000, 80, to=LEFT)
+    assert network.ops(network.left) == [(Op.RST, RIGHT)]
+    assert network.ops(network.right) == [(Op.RST, LEFT)]
+    assert caplog.messages == [
+        "guest port 1000 to CID 3 port 80: refused: the machine is out of its network",
+        "CID 3 port 1000 to guest port 80: the machine is out of its network",
+        "guest port 1000 to CID 4 port 80: refused: by that machine",
+    ]
+    network.right.host.isolate(False)
+    network.connect()
+
+
+def test_a_machine_out_of_its_network_is_reached_from_the_host(network: Network) -> None:
+    network.left.host.isolate(True)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(network.directory / str(LEFT)))
+        sock.sendall(b"CONNECT 80\n")
+        assert network.ops(network.left) == [(Op.REQUEST, 2)]
 
 
 @pytest.mark.parametrize("cid", [-1, 0, 1, 2, 0xFFFF_FFFF])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
 from pathlib import Path
 
+from devices.frozen import frozen
 from devices.p9 import guards
 from devices.p9.mapping import Security, descriptor_path
 
@@ -26,7 +26,7 @@ class ExportError(ValueError):
     """This directory cannot be exported so."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Export:
     """A directory of the host and how a guest may use it.
 
@@ -56,7 +56,7 @@ class Export:
             raise ExportError("files can only be shared on a host with /proc mounted")
 
 
-@dataclass(frozen=True)
+@frozen
 class Limits:
     """What a guest may cost the host.
 

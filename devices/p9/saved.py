@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from devices.frozen import frozen
 from devices.p9 import guards
 
 __all__ = ["FidState", "LockRequest", "P9State", "XattrState"]
@@ -13,7 +12,7 @@ LockRequest = tuple[int, int, int]
 """Type, start and length of a lock that was granted, as on the wire."""
 
 
-@dataclass(frozen=True)
+@frozen
 class XattrState:
     """An extended attribute being read (no name) or written."""
 
@@ -23,7 +22,7 @@ class XattrState:
     written: int
 
 
-@dataclass(frozen=True)
+@frozen
 class FidState:
     """One fid.
 
@@ -51,7 +50,7 @@ class FidState:
     locks: tuple[LockRequest, ...] = ()
 
 
-@dataclass(frozen=True)
+@frozen
 class P9State:
     """A session: the largest message agreed on (0: none), file systems seen, and fids."""
 

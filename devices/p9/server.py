@@ -215,6 +215,13 @@ class P9Server:
             self._session.tree.trim()
         return chain.write(encode(RLERROR, tag, Rlerror(number)))
 
+    def refuse(self, chain: Chain) -> int:
+        """Answer a request with EIO, whatever it asks for; how many bytes, 0 if not even that fits."""
+        if chain.readable_size < HEADER.size or chain.writable_size < SMALLEST_REPLY:
+            return 0
+        _, _, tag = HEADER.unpack(chain.read(HEADER.size))
+        return chain.write(encode(RLERROR, tag, Rlerror(errno.EIO)))
+
     def _answer(self, chain: Chain, frame: bytes, length: int, type_: int, tag: int) -> int:
         session = self._session
         if not HEADER.size <= length <= chain.readable_size or length > (session.msize or SMALLEST_MSIZE):

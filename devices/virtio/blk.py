@@ -7,10 +7,10 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from devices.disk import SECTOR, Disk, DiskError
-from devices.overlay import branched, settled
+from devices.frozen import frozen
+from devices.overlay import branched, settle
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Chain, Queue
 
@@ -39,7 +39,7 @@ DISCARD_ALIGNMENT = 4096 // SECTOR      # what host file systems give back
 ZEROES_SECTORS, ZEROES_SEGMENTS = (16 << 20) // SECTOR, 1      # may have to be written
 
 
-@dataclass(frozen=True)
+@frozen
 class BlkState:
     """What a snapshot keeps: the disk the driver has seen. Its contents are not the device's to save."""
 
@@ -136,7 +136,7 @@ class Blk(VirtioDevice):
         Raises:
             DiskError: this disk cannot have copies that differ.
         """
-        self.disk = settled(self.disk)
+        settle(self.disk)
 
     def forked(self) -> None:
         """This process is a copy: what is written from now on is its own.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+from devices.frozen import frozen, replace
 from devices.virtio.queue import QueueState
 
 __all__ = [
@@ -26,7 +26,7 @@ NO_VECTOR = 0xFFFF
 LOW_32 = 0xFFFF_FFFF
 
 
-@dataclass(frozen=True)
+@frozen
 class QueueSetup:
     """One queue's registers."""
 
@@ -35,7 +35,7 @@ class QueueSetup:
     enabled: bool = False
 
 
-@dataclass(frozen=True)
+@frozen
 class CommonConfigState:
     """What a snapshot keeps of the structure."""
 
@@ -69,6 +69,9 @@ class CommonConfig:
         vectors: MSI-X vectors the function has.
         state: what to start with; None: as after a reset.
 
+    Raises:
+        ValueError: the state is of a device with more queues, or with fewer.
+
     Attributes:
         status, generation, driver_features, config_vector, queues: the registers.
     """
@@ -84,6 +87,8 @@ class CommonConfig:
         self._owner = owner
         self._offered = offered
         self._queue_sizes = tuple(queue_sizes)
+        if state and len(state.queues) != len(queue_sizes):
+            raise ValueError(f"a virtio device has {len(queue_sizes)} queues, and had {len(state.queues)}")
         self._vectors = vectors
         self.generation = 0
         self._load(state or self._after_reset())

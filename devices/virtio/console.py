@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from devices.virtio.console_port import Port, PortState
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Queue
@@ -31,7 +31,7 @@ LONGEST_NAME = 256
 COMPLAINTS = 10                         # about the driver, that are logged
 
 
-@dataclass(frozen=True)
+@frozen
 class ConsoleState:
     """What a snapshot keeps of the device; `control` are messages (port, event) that the guest has not taken yet."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+from devices.frozen import frozen
 from devices.virtio.device import BadRequest
 from devices.virtio.queue import Chain, Queue
 
@@ -15,7 +15,7 @@ __all__ = ["Port", "PortOwner", "PortState"]
 LONGEST_WRITE = 1 << 20                 # bytes the driver may send in one buffer; Linux sends 64 KiB at most
 
 
-@dataclass(frozen=True)
+@frozen
 class PortState:
     """What a snapshot keeps of a port; `pending` are bytes that the guest has not taken yet."""
 

@@ -37,6 +37,7 @@ class VirtioDevice:
         pci_class: 24-bit PCI class code.
         features: device-specific feature bits it offers; the transport adds its own (VERSION_1, rings' features).
         queue_sizes: most entries of each virtqueue, each a power of two.
+        refuses: once it needs a reset it still takes requests, to refuse them (`refuse`).
         transport: set by the transport when it takes the device.
     """
 
@@ -45,6 +46,7 @@ class VirtioDevice:
     pci_class: int = 0xFF_0000
     features: int = 0
     queue_sizes: tuple[int, ...] = ()
+    refuses: bool = False
     transport: Transport
 
     def read_config(self, offset: int, size: int) -> int:
@@ -70,6 +72,9 @@ class VirtioDevice:
             BadRequest: what stands there is against the specification.
         """
         raise NotImplementedError
+
+    def refuse(self, index: int) -> None:
+        """The driver has made buffers available, as for `notify`, but the device needs a reset."""
 
     def reset(self) -> None:
         """Forget the queues and what was agreed on: the driver starts over."""

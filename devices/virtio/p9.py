@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from devices.p9.export import Export
 from devices.p9.saved import P9State
 from devices.p9.server import P9Server
-from devices.virtio.device import VirtioDevice
+from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Queue
 
 __all__ = ["Virtio9p"]
@@ -36,6 +36,7 @@ class Virtio9p(VirtioDevice):
     name = "virtio-9p"
     features = MOUNT_TAG
     queue_sizes = (QUEUE_SIZE,)
+    refuses = True
 
     def __init__(self, export: Export, state: P9State | None = None) -> None:
         self._server = P9Server(export, state)
@@ -61,6 +62,26 @@ class Virtio9p(VirtioDevice):
                 queue.push(chain, self._server.handle(chain))
         finally:
             queue.signal()
+
+    def refuse(self, index: int) -> None:
+        """Answer every request in the queue with EIO.
+
+        Who waits for an answer of Linux' client cannot be killed, and no driver is unbound before it has them all.
+        """
+        queue = self._queue
+        if queue is None:
+            return
+        for _ in range(queue.size):
+            if queue.empty:
+                break
+            try:
+                chain = queue.pop()
+            except BadRequest:
+                queue.skip()
+                continue
+            if chain is not None:
+                queue.push(chain, self._server.refuse(chain))
+        queue.signal()
 
     def reset(self) -> None:
         """The driver starts over: no session is left."""

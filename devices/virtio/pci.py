@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 
 from devices import IrqLine, Memory, MmioDevice
+from devices.frozen import frozen, replace
 from devices.msix import CONTROL_WRITABLE, Msix, MsixState
 from devices.pci_function import INTERRUPT_LINE, PAGE, Bar, Capability, Identity, PciFunction, PciFunctionState
 from devices.virtio import common_config
@@ -57,7 +57,7 @@ NO_IRQ = 0xFF
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@frozen
 class VirtioPciState:
     """What a snapshot keeps of a transport; its device keeps its own, and is restored first."""
 
@@ -107,6 +107,7 @@ class VirtioPci(PciFunction):
         self._notifiable: dict[int, int] = {}           # queue index by its offset in the notification page
         self._warned = False
         self._active = False                            # whether the device has been told of its driver
+        self._answer = device.notify                    # what answers a notification
         pages: dict[int, MmioDevice] = {
             COMMON_PAGE: self._common, ISR_PAGE: _Page(self._read_isr), DEVICE_PAGE: _DevicePage(self),
             NOTIFY_PAGE: _Page(write=self._notify), MSIX_PAGE: self._msix.table, PENDING_PAGE: self._msix.pending,
@@ -141,9 +142,13 @@ class VirtioPci(PciFunction):
         if not status & FEATURES_OK:
             status &= ~DRIVER_OK
         common.status = status
-        if status & ~old & DRIVER_OK and not status & NEEDS_RESET:
+        if status & ~old & DRIVER_OK and self._is_served(status):
             self._activate()
             self.kick_all()
+
+    def _is_served(self, status: int) -> bool:
+        """Whether the device is to have its queues: not if it needs a reset, but to refuse requests."""
+        return self.device.refuses or not status & NEEDS_RESET
 
     def _features_are_acceptable(self) -> bool:
         features = self._common.driver_features
@@ -171,6 +176,7 @@ class VirtioPci(PciFunction):
 
     def _activate(self) -> None:
         self._active = True
+        self._answer = self.device.refuse if self._common.status & NEEDS_RESET else self.device.notify
         self._notifiable.update(
             (NOTIFY_OFF_MULTIPLIER * index, index) for index, queue in enumerate(self._queues) if queue is not None
         )
@@ -182,7 +188,7 @@ class VirtioPci(PciFunction):
     def _resume(self) -> None:
         """Go on after a restore."""
         status = self._common.status
-        if status & NEEDS_RESET:
+        if not self._is_served(status):
             return
         whole = [self._make_queue(index) for index, setup in enumerate(self._common.queues) if setup.enabled]
         if status & DRIVER_OK and all(whole):
@@ -214,7 +220,7 @@ class VirtioPci(PciFunction):
         index = self._notifiable.get(offset)
         if index is not None:
             try:
-                self.device.notify(index)
+                self._answer(index)
             except BadRequest as error:
                 self.fail(error)
 
@@ -260,12 +266,19 @@ class VirtioPci(PciFunction):
         _log.log(level, "virtio device %d needs a reset: %s", self.device.device_id, error)
         self.failure = str(error)
         self._common.status |= NEEDS_RESET
+        self._answer = self.device.refuse
+        if self.device.refuses:
+            self.kick_all()
+        else:
+            self._stop()
+        if self._common.status & DRIVER_OK:
+            self._interrupt(self._common.config_vector, ISR_CONFIG)
+
+    def _stop(self) -> None:
         self._notifiable.clear()
         for queue in self._queues:
             if queue is not None:
                 queue.stop()
-        if self._common.status & DRIVER_OK:
-            self._interrupt(self._common.config_vector, ISR_CONFIG)
 
     # -- configuration space -------------------------------------------------------------------------------------
 

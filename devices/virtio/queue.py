@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from devices import Memory, OutsideMemory
+from devices.frozen import frozen, replace
 from devices.virtio.device import BadRequest
 
 __all__ = ["EVENT_IDX", "INDIRECT_DESC", "LARGEST_QUEUE", "RING_FEATURES", "Chain", "Queue", "QueueState"]
@@ -38,7 +38,7 @@ LONGEST_CHAIN = 1 << 32                         # bytes; a chain has fewer
 WRAP = 0xFFFF                                   # ring indices are 16 bits wide and never reset
 
 
-@dataclass(frozen=True)
+@frozen
 class QueueState:
     """Where the driver put a queue, and how far it has been worked through.
 
@@ -74,14 +74,9 @@ class Chain:
     __slots__ = ("addresses", "head", "readable", "readable_size", "writable", "writable_size")
 
     def __init__(
-        self,
-        head: int,
-        readable: list[memoryview],
-        writable: list[memoryview],
-        addresses: Sequence[int],
-        readable_size: int,
-        writable_size: int,
-    ) -> None:
+        self, head: int, readable: list[memoryview], writable: list[memoryview], addresses: Sequence[int],
+        readable_size: int, writable_size: int,
+    ) -> None:  # fmt: skip
         self.head = head
         self.readable = readable
         self.writable = writable
@@ -236,6 +231,18 @@ class Queue:
             yield chain
         if not self.empty:
             raise BadRequest(f"queue {self.index}: requests are made available by requests")
+
+    def skip(self) -> None:
+        """Put the next available chain back unread, which `pop` does not take; nothing if the ring itself is wrong.
+
+        A byte is said to be in it: no driver takes that for an answer, nor waits for one any more.
+        """
+        last = self._last_avail
+        if not self._stopped and 0 < (self._driver[INDEX] - last) & WRAP <= self.size:
+            self._last_avail = (last + 1) & WRAP
+            head = self._driver[RING + (last & self._mask)]
+            if head < self.size:
+                self.push(Chain(head, [], [], (), 0, 0), 1)
 
     def _walk(self, head: int) -> Chain:
         """Follow a chain, checking all of it."""

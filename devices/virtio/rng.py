@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Queue
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 MOST_BYTES = 4096                       # in one buffer; the driver asks again for the rest of what it wants
 
 
-@dataclass(frozen=True)
+@frozen
 class RngState:
     """Nothing: what was read once is not to be read again."""
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from devices import Clock
+from devices.frozen import replace
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Chain, Queue
 from devices.virtio.vsock_connection import (
@@ -125,37 +125,52 @@ class Vsock(VirtioDevice):
         """The guest's address."""
         return self._state.guest_cid
 
-    def transport_reset(self) -> None:
-        """End all connections, on the guest's side too, as after a restore; what listens there goes on."""
+    def transport_reset(self, guest_cid: int | None = None) -> None:
+        """End all connections, on the guest's side too, as after a restore; what listens there goes on.
+
+        Args:
+            guest_cid: the guest's address from now on, which its driver asks for then; None: as it was.
+        """
         self._forget("the machine was restored")
-        self._state = replace(self._state, transport_reset=True)
+        self._state = VsockState(guest_cid or self.guest_cid, transport_reset=True)
         self._from_host()
 
-    def connect(self, guest_port: int, stream: Stream, host_cid: int = HOST_CID) -> Connection:
+    def connect(self, guest_port: int, stream: Stream, caller: tuple[int, int] | None = None) -> Connection:
         """Ask the guest for a connection; the stream hears that it is `established`, or `closed`.
 
         Args:
             guest_port: where.
             stream: the host's end.
-            host_cid: whose end the guest is told that it is: the host's, or another machine's.
+            caller: CID and port of another machine whose end it is; None: the host's, with a port of its own.
 
         Raises:
             NotReady: no driver, one that takes no packets, or too many connections.
         """
-        if self._queues[RX] is None or self._queues[TX] is None:
-            raise NotReady("the guest has no vsock driver, or not yet")
-        if len(self._resets) >= MOST_RESETS:
-            raise NotReady("the guest does not take packets")
-        if self._full:
-            raise NotReady(f"{MOST_CONNECTIONS} connections are open")
-        while True:
-            key = guest_port, FIRST_HOST_PORT + self._next_port, host_cid
-            self._next_port = (self._next_port + 1) % HOST_PORTS
-            if key not in self._connections:
-                break
-        connection = self._connections[key] = Connection(*key, State.ASKED_BY_HOST, stream)
+        if obstacle := self.obstacle():
+            raise NotReady(obstacle)
+        cid, port = caller or (HOST_CID, self._free_port(guest_port))
+        if (guest_port, port, cid) in self._connections:
+            raise NotReady(f"port {port} of CID {cid} is connected there already")
+        connection = Connection(guest_port, port, cid, State.ASKED_BY_HOST, stream)
+        self._connections[connection.key] = connection
         self._from_host(connection)
         return connection
+
+    def obstacle(self) -> str:
+        """Why nobody can connect to the guest, as far as can be seen from here; nothing if one can."""
+        if self._queues[RX] is None or self._queues[TX] is None:
+            return "the guest has no vsock driver, or not yet"
+        if len(self._resets) >= MOST_RESETS:
+            return "the guest does not take packets"
+        return f"{MOST_CONNECTIONS} connections are open" if self._full else ""
+
+    def _free_port(self, guest_port: int) -> int:
+        """A port of the host's that has no connection to a port of the guest's."""
+        while True:
+            port = FIRST_HOST_PORT + self._next_port
+            self._next_port = (self._next_port + 1) % HOST_PORTS
+            if (guest_port, port, HOST_CID) not in self._connections:
+                return port
 
     def accept(self, connection: Connection, stream: Stream) -> None:
         """Agree to a connection that the guest asked for, unless it has changed its mind: the stream hears that."""
@@ -177,6 +192,12 @@ class Vsock(VirtioDevice):
             self._end(connection, reason)
         connection.release(reason)
         self._from_host(connection)
+
+    def abandon_others(self, reason: str) -> None:
+        """End all connections with other machines at once."""
+        for connection in [*self._connections.values(), *self._draining]:
+            if connection.host_cid != HOST_CID:
+                self.abandon(connection, reason)
 
     def _readable(self, connection: Connection) -> None:
         connection.host_ready = connection.state is State.OPEN

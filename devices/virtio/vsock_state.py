@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from devices.frozen import frozen
 
 __all__ = ["VsockState"]
 
 
-@dataclass(frozen=True)
+@frozen
 class VsockState:
     """What a snapshot keeps; connections end when it is taken up again.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import cache
 
 from devices.acpi_pm import (
@@ -18,6 +17,7 @@ from devices.acpi_pm import (
     RESET_PORT,
     RESET_VALUE,
 )
+from devices.frozen import frozen
 from emu.acpi.dsdt import CPU_UID, PCI_LAST_BUS, definition_block
 from emu.acpi.wiring import GENERATION_ID, RSDP_ADDRESS
 
@@ -54,7 +54,7 @@ SPACE_IO = 1                        # of a generic address
 ACCESS_BYTE, ACCESS_WORD, ACCESS_DWORD = 1, 2, 3
 
 
-@dataclass(frozen=True)
+@frozen
 class AcpiConfig:
     """What differs from machine to machine.
 

@@ -23,7 +23,9 @@ STATUS_BUG = 70                 # EX_SOFTWARE of sysexits.h
 COMMANDS = {
     "boot": "Boot a guest on this terminal; Ctrl-] leaves.",
     "exec": "Run one command in a machine restored from a snapshot.",
+    "map": "Run many commands, each in a machine of its own; results as JSON lines.",
     "run": "Run one command in a fresh guest; its exit status is ours.",
+    "test": "Run test scripts over several machines on a network of their own.",
     "stats": "Show which exits a guest and a command cause, and what they cost.",
     "snapshot": "Boot a guest, prepare it by a command, and save it.",
     "restore": "Go on with a snapshot's machine on this terminal; Ctrl-] leaves.",

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from devices.frozen import field_types, frozen
 from emu.fittings import DebugExit, DiskImage, Share
 
-__all__ = ["GuestOptions", "RestoreOptions", "Seconds", "Size", "guest_options", "restore_options"]
+__all__ = [
+    "Amount", "GuestOptions", "RestoreOptions", "Seconds", "Size", "clone_options", "guest_options", "restore_options",
+]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SMALLEST_MEMORY, LARGEST_MEMORY = 64 * MIB, 8 * GIB
 UNITS = {"": MIB, "K": KIB, "M": MIB, "G": GIB}
 
 
-class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """An amount of memory in bytes, from text such as 512M or 2G; a bare number is MiB."""
+class Amount(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """A number of bytes above 0, from text such as 100K or 2G; a bare number is MiB."""
 
     name = "SIZE"
 
@@ -28,9 +30,16 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"([0-9]{1,12})([KMG]?)(?:I?B)?", str(value).strip().upper())
-        if match is None:
+        if match is None or not int(match[1]):
             self.fail(f"{value!r} is not a size; write 512M or 2G", param, ctx)
-        size = int(match[1]) * UNITS[match[2]]
+        return int(match[1]) * UNITS[match[2]]
+
+
+class Size(Amount):
+    """An amount of memory that a guest can have."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        size = super().convert(value, param, ctx)
         if not SMALLEST_MEMORY <= size <= LARGEST_MEMORY or size % MIB:
             self.fail(f"{value!r} is not possible: memory is 64M to 8G, in whole MiB", param, ctx)
         return size
@@ -125,7 +134,7 @@ class DebugExitType(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is no port; write 0xf4, or 0xf4,1, or none", param, ctx)
 
 
-@dataclass(frozen=True)
+@frozen
 class GuestOptions:
     """What to boot: the keyword arguments of `emu.boot`."""
 
@@ -262,7 +271,7 @@ _RESTORE_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class RestoreOptions:
     """What to change of a snapshot's machine: keyword arguments of `emu.restore`."""
 
@@ -286,8 +295,8 @@ def _gathered(
         if len(shares) < len(given["shares"]):
             raise click.UsageError("two shares have the same tag")
         given["shares"] = shares
-        given["vsock"] = given["vsock"] or False
-        made = kind(**{name: given.pop(name) for name in kind.__dataclass_fields__})
+        given["vsock"] = given.get("vsock") or False
+        made = kind(**{name: given.pop(name) for name in field_types(kind)})
         return command(*args, **{argument: made}, **given)
 
     for option in reversed(options):
@@ -303,3 +312,8 @@ def guest_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def restore_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a restore, as one argument `options` of type `RestoreOptions`."""
     return _gathered(command, RestoreOptions, "options", _RESTORE_OPTIONS)
+
+
+def clone_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`restore_options` for machines that are forked, which have no socket file."""
+    return _gathered(command, RestoreOptions, "options", [each for each in _RESTORE_OPTIONS if each is not _VSOCK])

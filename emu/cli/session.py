@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -23,7 +22,7 @@ from emu.terminal import restore_terminal
 if TYPE_CHECKING:
     from emu.machine import Machine
 
-__all__ = ["booted", "log_to_stderr", "restored", "run_shown", "show", "stats_at_end"]
+__all__ = ["booted", "ending_signals", "log_to_stderr", "restored", "run_shown", "show", "stats_at_end"]
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -57,7 +56,8 @@ class _Signals:
 
 
 @contextmanager
-def _ending_signals() -> Iterator[_Signals]:
+def ending_signals() -> Iterator[_Signals]:
+    """Raise `Interrupted` when a signal says that the command is to end, or when the machine given has stopped then."""
     signals = _Signals()
     usual = {number: signal.signal(number, signals.handle) for number in ENDING_SIGNALS}
     try:
@@ -103,9 +103,8 @@ def stats_at_end(machine: Machine, wanted: bool) -> Iterator[None]:
 @contextmanager
 def booted(options: GuestOptions, phases: Phases, accounting: bool = False) -> Iterator[Machine]:
     """A machine with its guest loaded, closed at the end; raises `Interrupted` after a signal."""
-    with _ending_signals() as signals:
-        keywords = {field.name: getattr(options, field.name) for field in fields(options)}
-        with emu.boot("alpine", phases=phases, accounting=accounting, **keywords) as machine:
+    with ending_signals() as signals:
+        with emu.boot("alpine", phases=phases, accounting=accounting, **vars(options)) as machine:
             signals.machine = machine
             try:
                 yield machine
@@ -118,9 +117,8 @@ def restored(snapshot: Path, options: RestoreOptions, phases: Phases) -> Iterato
     """A snapshot's machine, closed at the end; raises `Interrupted` after a signal."""
     from emu.snapshot.machine import restore
 
-    with _ending_signals() as signals:
-        keywords = {field.name: getattr(options, field.name) for field in fields(options)}
-        with restore(snapshot, phases=phases, **keywords) as machine:
+    with ending_signals() as signals:
+        with restore(snapshot, phases=phases, **vars(options)) as machine:
             signals.machine = machine
             try:
                 yield machine

@@ -257,7 +257,9 @@ class Cpu:
         self._msr_permissions = ffi.cast("uint8_t *", address(block) + start + 0x1000)
         for number in (MSR_TSC, MSR_APIC_BASE):
             self.trap_msr(number)
-        self.code_pages = mmap.mmap(-1, max(self.context.ram_bytes // mmap.PAGESIZE, 1))
+        count = max(self.context.ram_bytes // mmap.PAGESIZE, 1)
+        # Private: a process that was forked translates, and drops, code of other pages
+        self.code_pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.context.code_pages = address(ffi.from_buffer(self.code_pages))
         ffi.cast("uint64_t *", self._cpu + layout.opaque)[0] = address(self.context)
         ffi.cast("uint64_t *", self._env + layout.vm_vmcb)[0] = self._vmcb_address

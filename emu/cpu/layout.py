@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from emu.cpu.abi import REMEDY
 from emu.errors import UnsupportedHost
 
 
-@dataclass(frozen=True)
+@frozen
 class Layout:
     """Byte offsets. `cpu` is QEMU's CPUState, `env` its CPUX86State (target/i386/cpu.h of QEMU 5.0.1)."""
 

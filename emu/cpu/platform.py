@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from devices.frozen import frozen
 
 
 class Exit(enum.Enum):
@@ -16,7 +17,7 @@ class Exit(enum.Enum):
     ERROR = "an error of the CPU"
 
 
-@dataclass
+@frozen
 class Platform:
     """What the CPU asks of the board. Each is called on the CPU's thread, inside `Cpu.run`.
 

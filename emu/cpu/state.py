@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from devices.frozen import frozen
 from emu.cpu.abi import ffi
 from emu.cpu.constants import (
     CONTROL_TLB_FLUSH,
@@ -66,7 +66,7 @@ _FPU_REGISTERS = struct.Struct("<" + 8 * "QH6x" + "HHH2xQQ")
 _XMM = struct.Struct("<" + 16 * "QQ48x")
 
 
-@dataclass(frozen=True)
+@frozen
 class Segment:
     """A segment register and its hidden part.
 
@@ -80,7 +80,7 @@ class Segment:
     attributes: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Fpu:
     """The x87 unit.
 
@@ -100,7 +100,7 @@ class Fpu:
     data: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@frozen
 class CpuState:
     """All that one CPU is, between two instructions.
 

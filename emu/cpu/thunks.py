@@ -66,7 +66,9 @@ class Thunks:
             starts[name] = len(code)
             code += assemble(lines, values)
             code += b"\xcc" * (-len(code) % ALIGNMENT)
-        self._memory = mmap.mmap(-1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS        # a process that was forked cannot change its parent's
+        rights = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        self._memory = mmap.mmap(-1, len(code), flags=flags, prot=rights)
         self._memory[: len(code)] = bytes(code)
         base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._memory)))
         self.addresses = {name: base + start for name, start in starts.items()}

@@ -12,10 +12,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from devices.frozen import frozen
 from emu.cache import Cache
 from emu.errors import BadImage, EmuError
 from emu.fetch.progress import Progress, Say
@@ -37,7 +37,7 @@ KERNELS = ("alpine", *DEBIAN_KERNELS)
 BUSYBOX_PACKAGE = "busybox-static"
 
 
-@dataclass(frozen=True)
+@frozen
 class Guest:
     """What to boot: for `emu.loader.kernel.load_kernel` and `emu.images.root.load_root`.
 
@@ -51,7 +51,7 @@ class Guest:
     description: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class _Part:
     """One fetched thing as recorded in the cache: entries of kind `KIND`, the file to use first."""
 

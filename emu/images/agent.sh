@@ -6,13 +6,14 @@
 #                                       slot NUMBER OUT ERR TOKEN       hello VERSION
 #                                       kill NUMBER
 #                                       resume                          resumed
-#                                       renew                           resumed
-# After a restore the host asks to resume: the clock, mounts and configuration are set right, and commands wait for it.
-# A machine that was forked is only asked to renew what makes it another one.
+# After a restore the host asks to resume: mounts and configuration are set right, and commands wait for it. The clock,
+# and what makes a guest that was restored or forked another one, are the program renew's, which has a port of its own.
 # A slot runs one command at a time. The port OUT carries requests to it and the command's output from it, ERR the
-# command's input and its errors. Requests:     l LINES INPUT           the command in so many lines
+# command's input and its errors. Requests:     n                       start a shell for the next command, then
+#                                               l LINES INPUT           the command in so many lines
 #                                               b BYTES INPUT           or in so many bytes
-# followed by it; with INPUT 1, frames come on ERR: a line with a number of bytes, and they, up to one of 0 bytes.
+# followed by it; with INPUT 1, frames come on ERR: a line with a number of bytes, and they, up to one of 0 bytes. The
+# shell is asked for ahead, so that after a restore or a fork no process has to be made first.
 # What a slot sends is the command's own but for marks, \036 TOKEN and four characters, on both ports:
 # "rdy\n" once, a command's status "000\n" to "255\n" after all that itself has written, and "eof\n" when nothing that
 # it left behind can write any more; only then may the next request come. A slot that is killed closes both ports.
@@ -22,13 +23,12 @@
 # that has to fork does not wait for what it starts. A slot is a session, and survives what its commands send to their
 # process group, but for SIGKILL; a session for each command would cost one more program started.
 
-name=emu.agent
 emu=${0%/*}             # this package's files
 directory=/run/emu-channel
 cgroup=$directory/cgroup/emu
-longest=100000          # bytes of a command that can be an argument
 
 find_port() {
+    name=$1
     for tries in 0 1 2 3 4 5 6 7 8 9; do
         for port in /sys/class/virtio-ports/*; do
             [ -r "$port/name" ] && read -r found <"$port/name" && [ "$found" = $name ] && return
@@ -48,7 +48,10 @@ serve() {
     [ -r "$ENV" ] && . "$ENV"
     # When memory runs out, commands end.
     echo -1000 >/proc/self/oom_score_adj
-    find_port
+    [ -c /dev/cpu/0/msr ] || modprobe msr
+    find_port emu.renew
+    "$emu/bin/renew" "/dev/${port##*/}"
+    find_port emu.agent
     device=${port##*/}
     # Writes wait until the host has opened its side, while reads would end at once.
     exec 9<>"/dev/$device"
@@ -58,8 +61,7 @@ serve() {
             case $word in
             slot) setsid setsid sh "$0" "$number" "${device%p*}p$out" "${device%p*}p$err" "$token" 9>&-;;
             kill) end "$number";;
-            resume) . "$emu/resume"; echo resumed >&9;;
-            renew) . "$emu/renew"; echo resumed >&9;;
+            resume) (. "$emu/resume"); echo resumed >&9;;      # apart: it has variables of its own
             esac
         done
         sleep 1
@@ -125,68 +127,18 @@ work() {
     trap : HUP INT QUIT TERM USR1 USR2 ALRM
     read -r self rest </proc/self/stat
     [ -e "$cgroup/$number/cgroup.kill" ] && echo 0 >"$cgroup/$number/cgroup.procs"
-    while read -r how size input <&3; do
+    while read -r word <&3 && [ "$word" = n ]; do
         [ -e /proc/$copy_out/exe ] && [ -e /proc/$copy_err/exe ] || exit
-        case $how in
-        l) read_lines "$size";;
-        b) read_bytes "$size";;
-        *) exit;;
-        esac
-        exec 5>out 6>err
-        if [ "$input" = 1 ]; then
-            feed <&4 5>&- 6>&- | run
-        else
-            run </dev/null
-        fi
-        exec 5>&- 6>&-
-        # What the command left behind is not to end with the next one.
+        # What the last command left behind is not to end with the next one.
         while read -r process; do
             [ "$process" = "$self" ] || echo "$process" >$cgroup/left/cgroup.procs
         done <"$cgroup/$number/cgroup.procs"
-    done
-}
-
-read_lines() {
-    option=-c command= end_of_line= lines=$1
-    while [ "$lines" -gt 0 ]; do
-        IFS= read -r line <&3 || exit
-        command=$command$end_of_line$line
-        end_of_line='
-'
-        lines=$((lines - 1))
-    done
-}
-
-read_bytes() {
-    if [ "$1" -gt $longest ]; then
-        dd bs="$1" count=1 iflag=fullblock of=text <&3
-        option= command=$PWD/text
-    else
-        option=-c
-        command=$(dd bs="$1" count=1 iflag=fullblock <&3; echo .)
-        command=${command%.}
-    fi
-}
-
-run() {
-    (start)
-    status=$?
-    printf '\036%s%03d\n' "$token" $status >&5
-    printf '\036%s%03d\n' "$token" $status >&6
-}
-
-start() {
-    cd "$HOME" || cd /
-    [ -e /run/emu/config/environment ] && . "$emu/environment"
-    echo 0 >/proc/self/oom_score_adj
-    exec >&5 2>&6 3>&- 4>&- 5>&- 6>&-
-    exec sh $option "$command"
-}
-
-# Each dd takes a whole frame before it writes; one whose reader has gone ends, and the next takes the next frame.
-feed() {
-    while read -r size && [ "$size" -gt 0 ]; do
-        dd bs="$size" count=1 iflag=fullblock
+        exec 5>out 6>err
+        (exec sh -c "_emu_files=$emu; . $emu/command; eval \"\$_emu_text\"")
+        status=$?
+        printf '\036%s%03d\n' "$token" $status >&5
+        printf '\036%s%03d\n' "$token" $status >&6
+        exec 5>&- 6>&-
     done
 }
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from devices.frozen import frozen
 from emu.errors import BadImage
 
 __all__ = ["Entry", "archive_end", "is_cpio", "read_archive", "write_archive"]
@@ -22,7 +22,7 @@ FIELD_MAX = 0xFFFFFFFF
 NAME_MAX = 4096  # Linux' PATH_MAX, the final NUL included: it skips longer names without a word
 
 
-@dataclass(frozen=True)
+@frozen
 class Entry:
     """One file. `mode` has the type bits; `mtime` is in seconds since 1970.
 

@@ -17,8 +17,7 @@ INIT_SCRIPT = Path(__file__).with_name("init.sh")
 
 SOURCED = {
     "drivers": "drivers.sh", "environment": "environment.sh", "shrc": "shrc.sh", "agent": "agent.sh",
-    "renew": "renew.sh",
-    "resume": "resume.sh",
+    "command": "command.sh", "resume": "resume.sh",
 }
 POWER = "power.sh"
 POWER_NAMES = ("poweroff", "reboot", "halt")

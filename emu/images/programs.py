@@ -9,7 +9,7 @@ from emu.cpu.thunks import assemble, listed_routines
 
 __all__ = ["PROGRAMS", "listed_program"]
 
-PROGRAMS = "resume", "vsock"
+PROGRAMS = "renew", "vsock"
 
 BASE = 0x40_0000
 ELF_HEADER_SIZE, PROGRAM_HEADER_SIZE = 64, 56

@@ -1,6 +1,5 @@
-# What a guest that was restored has to set right. Sourced by the agent, which goes on after it whatever happens here.
-
-. "$emu/renew"
+# What a restored guest has to set right of what the host shares. Sourced by the agent, which goes on after it whatever
+# happens here.
 
 # Tries, and those after which the driver is bound anew. A mount whose files are gone can be made again at once; the
 # driver is in the way while something of the old one is still open, or when it lost its device.
@@ -57,7 +56,7 @@ mount_stale() {
 
 if [ -d $drivers ]; then
     stale=
-    # A device that needs a reset answers nothing any more, and who asks it can't even be killed.
+    # A device that needs a reset answers with nothing but errors.
     for device in $drivers/virtio*; do
         read -r status <"$device/status" && [ "$status" != 0x0000000f ] && stale=yes
     done

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from devices.frozen import frozen
 
 __all__ = ["BootState"]
 
 
-@dataclass(frozen=True)
+@frozen
 class BootState:
     """The registers a loaded kernel starts with: CS = 0x10, the data segments 0x18, all flat; interrupts are off.
 

@@ -11,10 +11,10 @@ import mmap
 import os
 import re
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from devices.frozen import frozen
 from emu.cache import Cache, content_key
 from emu.errors import BadImage
 from emu.loader.bzimage import (
@@ -41,7 +41,7 @@ ARM64_MAGIC_OFFSET = 0x38
 ARM64_MAGIC = b"ARM\x64"
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernel:
     """A kernel ready to load.
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-import select
+import re
 import shlex
 import signal
 import socket
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Self, TypeVar, overload
 
-from emu import errors
+from devices.frozen import frozen
 from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied
 from emu.guest import Result
+from emu.job import MOST_OUTPUT, shown
 from emu.process import messages as m
-from emu.process.wire import Frame, Wire, WireError
+from emu.process.requests import Requests
+from emu.process.wire import Frame, wait_readable
 from emu.stats import ExitStats
+
+if TYPE_CHECKING:
+    from emu.fittings import VsockNetwork
 
 __all__ = ["MachineProcess", "MemoryUse", "close_all"]
 
@@ -30,13 +33,14 @@ Path_ = str | os.PathLike[str]
 Sink = Callable[[bytes], object]
 
 CLOSE_S = 2.0                           # for a process to end by itself when nobody uses it any more
+LONGEST_S = 1e9                         # of any time limit
 GREETING_LIMIT = 64                     # bytes of a socket file's answer to CONNECT
 
 _open: weakref.WeakSet[MachineProcess] = weakref.WeakSet()
 _ended: list[int] = []                  # children of this process that may still be zombies
 
 
-@dataclass(frozen=True)
+@frozen
 class MemoryUse:
     """What a process takes of the host's memory, in bytes: for itself alone, and shared with others."""
 
@@ -62,22 +66,17 @@ class MachineProcess:
 
     def __init__(self, sock: socket.socket, pid: int, pidfd: int, is_child: bool) -> None:
         self.pid = pid
-        self._wire: Wire[m.Reply] = Wire(sock, m.Reply)
+        self._requests = Requests(sock, f"the machine's process {pid}")
         self._pidfd = pidfd
         self._is_child = is_child
-        self._sending = threading.Lock()
-        self._state = threading.Condition()     # of all below
-        self._number = 0
-        self._pending: dict[int, deque[Frame[m.Reply]]] = {}
-        self._is_read = False                   # a thread waits for the socket
-        self._death: str | None = None
+        self._ending = threading.RLock()        # of what follows
         self._is_closed = False
         _reap()
         _open.add(self)
 
     def make(self, words: bytes) -> None:
         """Have a fresh process make its machine (`emu.process.spawn`)."""
-        self._ask(m.Make(), words)
+        self._requests.ask(m.Make(), words)
 
     # -- what it offers --------------------------------------------------------------------------------------------
 
@@ -102,26 +101,20 @@ class MachineProcess:
             MachineDied: the process is gone.
         """
         words = command if isinstance(command, str) else tuple(command)
-        kept: dict[int, bytearray] = {1: bytearray(), 2: bytearray()}
-        sinks: dict[int, Sink] = {1: stdout or kept[1].extend, 2: stderr or kept[2].extend}
-
-        def took(frame: Frame[m.Reply]) -> None:
-            if isinstance(frame.message.body, m.Output):
-                sinks[frame.message.body.stream](frame.data)
-
+        text = (words if isinstance(words, str) else shlex.join(words)).encode("utf-8", "surrogateescape")
+        outputs = _Outputs(self._requests, text, stdout, stderr)
         body = m.Run(words, _ms(timeout), input is not None, most_output)
-        reply = self._ask(body, input or b"", took).message.body
+        reply = self._requests.ask(body, input or b"", outputs.take).message.body
         if not isinstance(reply, m.Ran):
-            raise MachineDied(f"the machine's process {self.pid} gave another answer than was asked for")
-        result = Result(reply.status, bytes(kept[1]), bytes(kept[2]))
+            raise self._requests.strange()
+        result = Result(reply.status, *outputs.kept())
         if check:
-            text = words if isinstance(words, str) else shlex.join(words)
-            result.check(text.encode("utf-8", "surrogateescape"))
+            result.check(text)
         return result
 
     def wait_ready(self, timeout: float | None = 120.0) -> None:
         """Wait until commands can be run; as `Machine.wait_ready`."""
-        self._ask(m.WaitReady(_ms(timeout)))
+        self._requests.ask(m.WaitReady(_ms(timeout)))
 
     def wait_stopped(self, timeout: float | None = None) -> str | None:
         """Wait until the machine has stopped by itself.
@@ -132,50 +125,47 @@ class MachineProcess:
         Returns:
             Why, in a line; None if it still runs.
         """
-        return self._value(m.WaitStopped(_ms(timeout)), str) or None
+        return self._requests.value(m.WaitStopped(_ms(timeout)), str) or None
 
     def copy_in(self, source: Path_ | bytes, target: str, *, timeout: float | None = None) -> None:
         """Copy a file or a directory into the guest; as `Machine.copy_in`."""
         if isinstance(source, bytes):
-            self._ask(m.CopyIn(None, target, _ms(timeout)), source)
+            self._requests.ask(m.CopyIn(None, target, _ms(timeout)), source)
         else:
-            self._ask(m.CopyIn(os.path.abspath(source), target, _ms(timeout)))
+            self._requests.ask(m.CopyIn(os.path.abspath(source), target, _ms(timeout)))
 
     def copy_out(self, source: str, target: Path_, *, timeout: float | None = None) -> None:
         """Copy a file or a directory out of the guest; as `Machine.copy_out`."""
-        self._ask(m.CopyOut(source, os.path.abspath(target), _ms(timeout)))
+        self._requests.ask(m.CopyOut(source, os.path.abspath(target), _ms(timeout)))
 
     def snapshot(self, path: Path_, *, incremental: bool = False) -> None:
         """Save the machine to a directory; as `Machine.snapshot`."""
-        self._ask(m.Save(os.path.abspath(path), incremental))
+        self._requests.ask(m.Save(os.path.abspath(path), incremental))
 
     @overload
-    def fork(self, *, vsock: Path_ | None = None) -> MachineProcess: ...
+    def fork(self, *, vsock: Path_ | VsockNetwork | None = None) -> MachineProcess: ...
     @overload
     def fork(self, count: int) -> list[MachineProcess]: ...
 
-    def fork(self, count: int | None = None, *, vsock: Path_ | None = None) -> MachineProcess | list[MachineProcess]:
+    def fork(
+        self, count: int | None = None, *, vsock: Path_ | VsockNetwork | None = None
+    ) -> MachineProcess | list[MachineProcess]:
         """Fork its process, for machines that go on from here each by itself. They end with this one.
 
         Commands under way in this one are killed in the children.
 
         Args:
             count: how many; None: one, and not a list.
-            vsock: a path for a socket file of the child's own.
+            vsock: a path for a socket file of the child's own, or a network, in which it has an address of its own.
 
         Raises:
             EmuError: the machine has stopped; a disk is written in place; the host has no room.
         """
         machines: list[MachineProcess] = []
 
-        def took(frame: Frame[m.Reply]) -> None:
-            if isinstance(frame.message.body, m.Forked):
-                sock, pidfd = frame.fds
-                machines.append(MachineProcess(socket.socket(fileno=sock), frame.message.body.pid, pidfd, False))
-
-        body = m.Fork(1 if count is None else count, () if vsock is None else (os.path.abspath(vsock),))
+        body = m.Fork(1 if count is None else count, () if vsock is None else (_place(vsock),))
         try:
-            self._ask(body, b"", took)
+            self._requests.ask(body, b"", lambda frame: machines.append(_child(frame)))
         except BaseException:
             for machine in machines:
                 machine.close()
@@ -184,15 +174,23 @@ class MachineProcess:
 
     def stats(self) -> ExitStats:
         """What made the guest leave its code; as `Machine.stats`."""
-        return self._value(m.Stats(), ExitStats)
+        return self._requests.value(m.Stats(), ExitStats)
 
     def describe(self) -> m.Description:
         """What its process knows of it."""
-        return self._value(m.Describe(), m.Description)
+        return self._requests.value(m.Describe(), m.Description)
+
+    def diagnose(self) -> m.Diagnosis:
+        """Where it stands, and what its parts have logged: for whoever looks for a fault."""
+        return self._requests.value(m.Diagnose(), m.Diagnosis)
+
+    def isolate(self, isolated: bool) -> None:
+        """Take it out of its vsock network, where its connections end at once, or put it back."""
+        self._requests.ask(m.Isolate(isolated))
 
     def console_send(self, data: bytes) -> None:
         """Type on the guest's console."""
-        self._ask(m.ConsoleSend(), data)
+        self._requests.ask(m.ConsoleSend(), data)
 
     def console_expect(self, pattern: str, timeout: float = 30.0) -> str:
         """Wait until the console's output matches a regular expression.
@@ -207,11 +205,12 @@ class MachineProcess:
         Raises:
             GuestTimeout, GuestStopped: it did not; the guest stopped before.
         """
-        return self._value(m.ConsoleExpect(pattern, _ms(timeout) or 0), str)
+        re.compile(pattern)             # what is wrong with it is raised here
+        return self._requests.value(m.ConsoleExpect(pattern, _ms(timeout) or 0), str)
 
     def console_output(self) -> bytes:
         """The last MiB of what the guest wrote to its console."""
-        return self._ask(m.ConsoleOutput()).data
+        return self._requests.ask(m.ConsoleOutput()).data
 
     def vsock_connect(self, port: int, timeout: float | None = None) -> socket.socket:
         """Connect to a program of the guest, by the machine's socket file.
@@ -252,8 +251,8 @@ class MachineProcess:
     @property
     def alive(self) -> bool:
         """Whether its process is there."""
-        with self._state:
-            return not self._is_closed and not _wait_end(self._pidfd, 0)
+        with self._ending:
+            return not self._is_closed and not wait_readable(self._pidfd, 0)
 
     def use(self) -> MemoryUse:
         """What its process takes of the host's memory.
@@ -275,37 +274,39 @@ class MachineProcess:
 
     def kill(self) -> None:
         """End its process at once, whatever it does; does not wait. What is asked of it raises `MachineDied`."""
-        with self._state:
+        with self._ending:
             if not self._is_closed:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                self._signal_end()
 
     def close(self) -> None:
         """End its process, and wait until it is gone; requests of other threads raise."""
-        with self._state:
+        with self._ending:
             if self._is_closed:
                 return
             self._is_closed = True
-            self._wire.shut_down()
-            while self._is_read:
-                self._state.wait()
-            self._state.notify_all()
-        if not _wait_end(self._pidfd, CLOSE_S):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            _wait_end(self._pidfd, None)
-        self._let_go()
+        try:
+            self._requests.end("the machine is closed")
+            if not wait_readable(self._pidfd, CLOSE_S):
+                self._signal_end()
+                wait_readable(self._pidfd, None)
+        finally:
+            self._let_go()
+
+    def _signal_end(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def disown(self) -> None:
         """In a process that was forked: forget it; it is the parent's."""
-        self._is_closed = True
-        self._wire.close()
-        os.close(self._pidfd)
+        if not self._is_closed:
+            self._is_closed = True
+            self._requests.close()
+            os.close(self._pidfd)
 
     def _let_go(self) -> None:
         """Close what this process has of it."""
         _open.discard(self)
-        self._wire.close()
+        self._requests.close()
         os.close(self._pidfd)
         if self._is_child:
             _ended.append(self.pid)
@@ -322,147 +323,63 @@ class MachineProcess:
             self._is_closed = True
             self._let_go()
 
-    # -- requests --------------------------------------------------------------------------------------------------
 
-    def _value(self, body: Any, kind: type[T]) -> T:
-        """Have something done whose answer is of that type."""
-        reply = self._ask(body).message.body
-        if not isinstance(reply, m.Done) or not isinstance(reply.value, kind):
-            raise MachineDied(f"the machine's process {self.pid} gave another answer than was asked for")
-        return reply.value
+class _Outputs:
+    """What a command writes: to functions as it comes, else kept.
 
-    def _ask(
-        self, body: Any, data: bytes = b"", take: Callable[[Frame[m.Reply]], None] | None = None
-    ) -> Frame[m.Reply]:
-        """Have something done; the last reply.
+    Args:
+        requests: told of what is dealt with, since the guest waits for that.
+        text: the command.
+        stdout, stderr: the functions.
+    """
 
-        Args:
-            body: of the request.
-            data: beside it.
-            take: called with each reply before the last.
+    def __init__(self, requests: Requests, text: bytes, stdout: Sink | None, stderr: Sink | None) -> None:
+        self._requests = requests
+        self._text = text
+        self._kept = {1: bytearray(), 2: bytearray()}
+        self._sinks: dict[int, Sink] = {1: stdout or self._kept[1].extend, 2: stderr or self._kept[2].extend}
+        self._untold = 0
 
-        Raises:
-            MachineDied: the process is gone.
-            EmuError, ValueError, OSError: what the request raised there.
-        """
-        number = self._send(body, data)
-        try:
-            while True:
-                frame = self._next(number)
-                reply = frame.message.body
-                if isinstance(reply, m.Failed):
-                    raise _error(reply)
-                if isinstance(reply, m.Done | m.Ran):
-                    return frame
-                if take is not None:
-                    take(frame)
-        except Exception:
-            raise
-        except BaseException:                   # Ctrl-C: nobody waits for the request any more
-            self._cancel(number)
-            raise
-        finally:
-            self._forget(number)
+    def take(self, frame: Frame[m.Reply]) -> None:
+        """A reply has come."""
+        body, number = frame.message.body, frame.message.number
+        if not isinstance(body, m.Output) or body.stream not in self._sinks:
+            frame.drop()
+            return
+        self._sinks[body.stream](frame.data)
+        if len(self._kept[body.stream]) > MOST_OUTPUT:
+            raise GuestError(f"{shown(self._text)} wrote more than {MOST_OUTPUT >> 20} MiB that nobody has read")
+        self._untold += len(frame.data)
+        if self._untold >= m.AHEAD // 2:
+            self._requests.took(number, self._untold)
+            self._untold = 0
 
-    def _send(self, body: Any, data: bytes) -> int:
-        with self._state:
-            self._check()
-            self._number += 1
-            number = self._number
-            self._pending[number] = deque()
-        with self._sending, suppress(OSError):      # that it is gone shows when the reply is read
-            self._wire.send(m.Request(number, body), data)
-        return number
-
-    def _cancel(self, number: int) -> None:
-        with self._sending, suppress(OSError):
-            self._wire.send(m.Request(0, m.Cancel(number)))
-
-    def _check(self) -> None:
-        if self._is_closed:
-            raise MachineDied("the machine is closed")
-        if self._death is not None:
-            raise MachineDied(self._death)
-
-    def _next(self, number: int) -> Frame[m.Reply]:
-        """The next reply to a request. Of the threads that wait, one reads for all."""
-        with self._state:
-            frames = self._pending[number]
-            while not frames:
-                self._check()
-                if self._is_read:
-                    self._state.wait()
-                else:
-                    self._read()
-            return frames.popleft()
-
-    def _read(self) -> None:
-        """Wait for the socket, without holding the lock, and hand out what comes."""
-        self._is_read = True
-        self._state.release()
-        come: list[Frame[m.Reply]] = []
-        death = None
-        try:
-            _wait_readable(self._wire.fileno(), None)
-            for frame in self._wire.receive():
-                come.append(self._with_fds(frame))
-        except EOFError:
-            death = f"the machine's process {self.pid} is gone"
-        except WireError as error:
-            death = str(error)
-        finally:
-            self._state.acquire()
-            self._is_read = False
-            self._state.notify_all()
-        for frame in come:
-            if frame.message.number == 0 and isinstance(frame.message.body, m.Failed):
-                death = frame.message.body.message      # its last words
-            elif (frames := self._pending.get(frame.message.number)) is not None:
-                frames.append(frame)
-            else:
-                _drop(frame)
-        self._death = self._death or death
-
-    def _with_fds(self, frame: Frame[m.Reply]) -> Frame[m.Reply]:
-        if not isinstance(frame.message.body, m.Forked):
-            return frame
-        return replace(frame, fds=tuple(self._wire.take_fds(2)))
-
-    def _forget(self, number: int) -> None:
-        with self._state:
-            for frame in self._pending.pop(number, ()):
-                _drop(frame)
+    def kept(self) -> tuple[bytes, bytes]:
+        """What went to no function."""
+        return bytes(self._kept[1]), bytes(self._kept[2])
 
 
-def _drop(frame: Frame[m.Reply]) -> None:
-    """Nobody wants it; a child of whom nobody knows ends."""
-    for fd in frame.fds:
-        os.close(fd)
+def _child(frame: Frame[m.Reply]) -> MachineProcess:
+    """A machine that was forked, from the reply that brings it."""
+    body = frame.message.body
+    try:
+        if not isinstance(body, m.Forked) or len(frame.fds) != 2:
+            raise EmuError("no descriptor is left here for another machine")
+        sock, pidfd = frame.fds
+        return MachineProcess(socket.socket(fileno=sock), body.pid, pidfd, is_child=False)
+    except (EmuError, OSError) as error:
+        frame.drop()
+        raise EmuError(f"cannot fork: {error}") from None
+
+
+def _place(vsock: Path_ | VsockNetwork) -> str | m.Network:
+    if isinstance(vsock, str | os.PathLike):
+        return os.path.abspath(vsock)
+    return m.Network(os.path.abspath(vsock.directory), vsock.cid)
 
 
 def _ms(seconds: float | None) -> int | None:
-    return None if seconds is None else max(round(seconds * 1000), 1)
-
-
-def _error(failure: m.Failed) -> Exception:
-    """What was raised there."""
-    kind = getattr(errors, failure.kind, EmuError)
-    if failure.kind == "ValueError":
-        return ValueError(failure.message)
-    if not (isinstance(kind, type) and issubclass(kind, EmuError)):
-        kind = EmuError
-    return kind(failure.message)
-
-
-def _wait_readable(fd: int, timeout: float | None) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
-
-
-def _wait_end(pidfd: int, timeout: float | None) -> bool:
-    """Whether a process has ended; waits for it so many seconds, None for ever."""
-    return _wait_readable(pidfd, timeout)
+    return None if seconds is None else int(max(min(seconds, LONGEST_S), 0.001) * 1000)
 
 
 def _reap() -> None:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from devices.frozen import frozen
 from emu.cpu.abi import libc
 from emu.errors import EmuError
 from emu.process import messages as m
@@ -28,16 +29,19 @@ from emu.process.server import Server
 from emu.process.wire import Wire
 
 if TYPE_CHECKING:
+    from emu.fittings import VsockNetwork
     from emu.machine import Machine
     from emu.process.client import MachineProcess
 
 __all__ = ["Child", "fork_here", "fork_machine"]
 
 PR_SET_PDEATHSIG = 1
+DEPTH = 50                              # calls from one `Server.serve` to that of a child, and some more
 
 
+@frozen
 class Child:
-    """A child, as its parent has it; a context manager closes what is here, which does not end the child.
+    """A child, as its parent has it.
 
     Attributes:
         pid: its number.
@@ -45,25 +49,17 @@ class Child:
         pidfd: refers to it even when it has ended.
     """
 
-    def __init__(self, pid: int, sock: socket.socket, pidfd: int) -> None:
-        self.pid = pid
-        self.sock = sock
-        self.pidfd = pidfd
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.sock.close()
-        os.close(self.pidfd)
+    pid: int
+    sock: socket.socket
+    pidfd: int
 
 
-def fork_machine(machine: Machine, vsock: Path | None, let_go: Callable[[], None]) -> Child:
+def fork_machine(machine: Machine, vsock: Path | VsockNetwork | None, let_go: Callable[[], None]) -> Child:
     """Fork this process.
 
     Args:
         machine: prepared for that (`Machine.prepare_fork`).
-        vsock: the child's socket file.
+        vsock: the child's socket file, or its network.
         let_go: closes, in the child, what is only the parent's.
 
     Raises:
@@ -92,22 +88,29 @@ def fork_machine(machine: Machine, vsock: Path | None, let_go: Callable[[], None
         finally:
             os._exit(status)
     theirs.close()
-    return Child(pid, ours, os.pidfd_open(pid))
+    try:
+        return Child(pid, ours, os.pidfd_open(pid))
+    except OSError as error:
+        ours.close()                    # the child ends by that
+        raise EmuError(f"cannot fork: {error.strerror}") from None
 
 
-def _live(machine: Machine, sock: socket.socket, vsock: Path | None, parent: int) -> None:
+def _live(machine: Machine, sock: socket.socket, vsock: Path | VsockNetwork | None, parent: int) -> None:
     """The child, until its end."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is for the user's process, which closes this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    sys.setrecursionlimit(sys.getrecursionlimit() + DEPTH)  # a fork of a fork of a fork is as deep in calls
     gc.freeze()                                             # looking through the parent's objects would copy them
     try:
         machine.forked(vsock)
-    except EmuError as error:
+    except (EmuError, OSError) as error:
         with suppress(OSError):
-            Wire(sock, m.Request).send(m.Reply(0, m.Failed(type(error).__name__, str(error))))
+            Wire(sock, m.Request).post(m.Reply(0, m.Failed(type(error).__name__, str(error))))
         return
     Server(machine, sock).serve()
 

@@ -1,23 +1,25 @@
 """What a machine's process and its user say to each other; JSON by `emu.snapshot.codec`, bulk bytes beside it.
 
 A request has a number, which its replies carry. Some have several: `Output` as it comes, `Forked` for each child. The
-last one is `Done`, `Ran`, or `Failed`. Times are in milliseconds, None is for ever.
+last one is `Done`, `Ran`, or `Failed`. To `Cancel` and `Took`, whose number is 0, there is no reply; a reply of that
+number is the process' last words. Times are in milliseconds, None is for ever.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from devices.frozen import frozen
 from emu.stats import ExitStats
 
 __all__ = [
-    "Cancel", "ConsoleExpect", "ConsoleOutput", "ConsoleSend", "CopyIn", "CopyOut", "Describe", "Description", "Done",
-    "Failed", "Fork", "Forked", "Make", "Output", "Ran", "Reply", "Request", "Run", "Save", "Stats", "WaitReady",
-    "WaitStopped",
+    "AHEAD", "Cancel", "ConsoleExpect", "ConsoleOutput", "ConsoleSend", "CopyIn", "CopyOut", "Describe", "Description",
+    "Diagnose", "Diagnosis", "Done", "Failed", "Fork", "Forked", "Isolate", "LogLine", "Make", "Network", "Output",
+    "Ran", "Reply", "Request", "Run", "Save", "Stats", "Took", "WaitReady", "WaitStopped",
 ]
 
+AHEAD = 1 << 20                 # bytes that a command may have written, and its user not dealt with yet
 
-@dataclass(frozen=True)
+
+@frozen
 class Run:
     """Run a command; its input is beside it.
 
@@ -33,33 +35,41 @@ class Run:
     most_output: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class Make:
     """The first request to a fresh process: make the machine. What of is beside it, as `spawn` has pickled it."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Cancel:
-    """Nobody waits for a request any more: what it runs is killed. There is no reply."""
+    """Nobody waits for a request any more: what it runs is killed."""
 
     request: int
 
 
-@dataclass(frozen=True)
+@frozen
+class Took:
+    """So many more bytes of the output of a command are dealt with."""
+
+    request: int
+    size: int
+
+
+@frozen
 class WaitReady:
     """Wait until commands can be run."""
 
     timeout_ms: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class WaitStopped:
     """Wait until the machine has stopped; `Done` says why, or nothing if it still runs."""
 
     timeout_ms: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class CopyIn:
     """Copy a file or directory of the host's into the guest; without a source, what is beside the request."""
 
@@ -68,7 +78,7 @@ class CopyIn:
     timeout_ms: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class CopyOut:
     """Copy a file or directory of the guest's out."""
 
@@ -77,7 +87,7 @@ class CopyOut:
     timeout_ms: int | None
 
 
-@dataclass(frozen=True)
+@frozen
 class Save:
     """Take a snapshot."""
 
@@ -85,34 +95,54 @@ class Save:
     incremental: bool
 
 
-@dataclass(frozen=True)
+@frozen
+class Network:
+    """`emu.fittings.VsockNetwork`."""
+
+    directory: str
+    cid: int
+
+
+@frozen
 class Fork:
     """Fork the process: a `Forked` for each child, with its socket and its pidfd.
 
     Attributes:
-        vsock: the path of a socket file for each child, if its machine is to have one.
+        vsock: the path of a socket file for each child, or its network, if its machine is to have one.
     """
 
     count: int
-    vsock: tuple[str, ...]
+    vsock: tuple[str | Network, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Stats:
     """`Machine.stats`."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Describe:
     """Ask for a `Description`."""
 
 
-@dataclass(frozen=True)
+@frozen
+class Isolate:
+    """Take the machine out of its network of sockets, or put it back."""
+
+    isolated: bool
+
+
+@frozen
+class Diagnose:
+    """Ask for a `Diagnosis`."""
+
+
+@frozen
 class ConsoleSend:
     """Type what is beside this."""
 
 
-@dataclass(frozen=True)
+@frozen
 class ConsoleExpect:
     """Wait until the console's output matches a regular expression; `Done` has the text up to the match's end."""
 
@@ -120,44 +150,44 @@ class ConsoleExpect:
     timeout_ms: int
 
 
-@dataclass(frozen=True)
+@frozen
 class ConsoleOutput:
     """The console's last output, beside the reply."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Request:
     """From the user."""
 
     number: int
     body: (
-        Make | Run | Cancel | WaitReady | WaitStopped | CopyIn | CopyOut | Save | Fork | Stats | Describe | ConsoleSend
-        | ConsoleExpect | ConsoleOutput
+        Make | Run | Cancel | Took | WaitReady | WaitStopped | CopyIn | CopyOut | Save | Fork | Stats | Describe
+        | Diagnose | Isolate | ConsoleSend | ConsoleExpect | ConsoleOutput
     )
 
 
-@dataclass(frozen=True)
+@frozen
 class Output:
     """What a command wrote is beside this: 1 is stdout, 2 stderr."""
 
     stream: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Ran:
     """A command's exit status."""
 
     status: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Forked:
     """A child; a socket to it and its pidfd come along."""
 
     pid: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Description:
     """What the user has to know of the machine.
 
@@ -172,7 +202,34 @@ class Description:
     since_ns: int
 
 
-@dataclass(frozen=True)
+@frozen
+class LogLine:
+    """What a part of the machine had to tell, so long ago."""
+
+    age_ms: int
+    text: str
+
+
+@frozen
+class Diagnosis:
+    """Where a machine stands, as can be seen from outside of its guest.
+
+    Attributes:
+        stopped: why it has stopped; nothing if it runs.
+        panic: the line with which its kernel panicked.
+        agent: why the guest's agent is not there; nothing if it is.
+        sockets: why nobody can connect to its guest by vsock; nothing if one can.
+        log: the end of it.
+    """
+
+    stopped: str
+    panic: str
+    agent: str
+    sockets: str
+    log: tuple[LogLine, ...]
+
+
+@frozen
 class Done:
     """A request was done.
 
@@ -180,10 +237,10 @@ class Done:
         value: what was asked for.
     """
 
-    value: str | ExitStats | Description | None = None
+    value: str | ExitStats | Description | Diagnosis | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class Failed:
     """A request failed.
 
@@ -196,7 +253,7 @@ class Failed:
     message: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Reply:
     """From the machine's process."""
 

@@ -1,23 +1,27 @@
 """The loop of a process that is a machine: runs the guest, and does what its user asks meanwhile.
 
-Commands run at the same time, as many as the guest's agent takes. Everything else is done one after another; where it
-has to wait, the guest runs.
+Commands run at the same time, as many as the guest's agent takes, and who waits for the console or for the machine's
+end waits beside them. Everything else is done one after another; where it has to wait, the guest runs. Nothing waits
+for the user: what a command writes stays in the guest while its user does not deal with what came before.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from emu.errors import EmuError, GuestError, GuestStopped, GuestTimeout, OutputLimit
+from emu.fittings import VsockNetwork
 from emu.job import shown
 from emu.process import messages as m
+from emu.process.diagnosis import RECENT, diagnose
+from emu.process.waits import Expectation, Stop, Wait
 from emu.process.wire import Wire, WireError
 
 if TYPE_CHECKING:
@@ -32,20 +36,43 @@ STDOUT, STDERR = 1, 2
 READY_S = 120.0                         # for a fresh guest's agent or shell, when a command has no time limit
 
 
+class _Cancelled(EmuError):
+    """Nobody waits for what is being done."""
+
+
 @dataclass(eq=False)
 class _Running:
     """A command under way.
 
     Attributes:
-        deadline: host monotonic seconds, None for ever.
-        output_left: bytes that it may still write, None for any number.
+        time_limit: host monotonic seconds, None for ever.
+        most_output: bytes that it may write, None for any number.
+        written: bytes that it has written.
+        ahead: of them, those that its user has not dealt with.
     """
 
     number: int
     job: Job
     timeout: float | None
-    deadline: float | None
-    output_left: int | None
+    time_limit: float | None
+    most_output: int | None
+    written: int = 0
+    ahead: int = 0
+
+    @property
+    def has_output(self) -> bool:
+        """Whether some of what it has written is not sent."""
+        return not (self.job.stdout.is_empty and self.job.stderr.is_empty)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to send."""
+        return self.ahead < m.AHEAD if self.has_output else self.job.is_over
+
+    @property
+    def deadline(self) -> float | None:
+        """When it has to be ended; once it has ended, only its user is waited for."""
+        return None if self.job.is_over else self.time_limit
 
 
 class Server:
@@ -63,12 +90,17 @@ class Server:
         self._watched = watched
         self._requests: deque[tuple[m.Request, bytes]] = deque()
         self._running: dict[int, _Running] = {}
+        self._waits: dict[int, tuple[Wait, float | None]] = {}      # with their deadlines
+        self._current: int | None = None        # the request that is being done
+        self._is_cancelled = False              # that one
         self._over = False
         self._since_ns = 0
+        RECENT.begin()
         self._handlers: dict[type, Callable[[int, Any, bytes], None]] = {
             m.Run: self._run, m.WaitReady: self._wait_ready, m.WaitStopped: self._wait_stopped,
             m.CopyIn: self._copy_in, m.CopyOut: self._copy_out, m.Save: self._save, m.Fork: self._fork,
-            m.Stats: self._stats, m.Describe: self._describe, m.ConsoleSend: self._console_send,
+            m.Stats: self._stats, m.Describe: self._describe, m.Diagnose: self._diagnose,
+            m.Isolate: self._isolate, m.ConsoleSend: self._console_send,
             m.ConsoleExpect: self._console_expect, m.ConsoleOutput: self._console_output,
         }  # fmt: skip
 
@@ -78,11 +110,15 @@ class Server:
         if self._watched is not None:
             self._machine.watch_fd(self._watched, self._abandoned)
         self._since_ns = monotonic_ns()
-        while not self._over:
-            self._drive()
-            self._finish()
-            while self._requests and not self._over:
-                self._handle(*self._requests.popleft())
+        try:
+            while not self._over:
+                self._drive()
+                self._finish()
+                while self._requests and not self._over:
+                    self._handle(*self._requests.popleft())
+        except Exception as error:              # a fault of ours
+            self._reply(0, m.Failed("EmuError", f"the machine's process has failed: {error!r}"))
+            raise
         self._machine.close()
 
     # -- what comes ------------------------------------------------------------------------------------------------
@@ -91,12 +127,24 @@ class Server:
         """On the machine's thread, between two slices of guest time."""
         try:
             for frame in self._wire.receive():
-                if isinstance(frame.message.body, m.Cancel):
-                    self._cancel(frame.message.body.request)
-                else:
+                body = frame.message.body
+                if isinstance(body, m.Cancel):
+                    self._cancel(body.request)
+                elif not isinstance(body, m.Took):
                     self._requests.append((frame.message, frame.data))
+                elif one := self._running.get(body.request):
+                    one.ahead -= body.size
         except (EOFError, WireError):
             self._abandoned()
+        if self._is_cancelled:
+            raise _Cancelled
+
+    def _cancel(self, number: int) -> None:
+        self._is_cancelled = number == self._current or self._is_cancelled
+        self._requests = deque(each for each in self._requests if each[0].number != number)
+        self._waits.pop(number, None)
+        if one := self._running.pop(number, None):
+            one.job.kill()
 
     def _abandoned(self) -> None:
         self._over = True
@@ -105,7 +153,8 @@ class Server:
     def _drive(self) -> None:
         """Run the guest until there is something to do; or wait for that, if it has stopped."""
         machine = self._machine
-        deadline = min((one.deadline for one in self._running.values() if one.deadline is not None), default=None)
+        deadlines = *(one.deadline for one in self._running.values()), *(until for _, until in self._waits.values())
+        deadline = min((each for each in deadlines if each is not None), default=None)
         drive = machine.channel.drive if self._running and machine.channel else machine.drive
         try:
             drive(self._has_work, None if deadline is None else max(deadline - monotonic(), 0))
@@ -117,21 +166,41 @@ class Server:
             self._fail_all(error)
 
     def _has_work(self) -> bool:
-        return self._over or bool(self._requests) or any(one.job.is_over for one in self._running.values())
+        return (
+            self._over
+            or bool(self._requests)
+            or any(one.is_due for one in self._running.values())
+            or any(wait.is_due for wait, _ in self._waits.values())
+        )
 
     def _handle(self, request: m.Request, data: bytes) -> None:
+        self._current = request.number
         try:
             self._handlers[type(request.body)](request.number, request.body, data)
+        except _Cancelled:
+            pass
         except (EmuError, ValueError, OSError) as error:
             self._fail(request.number, error)
+        finally:
+            self._current, self._is_cancelled = None, False
 
     # -- what goes -------------------------------------------------------------------------------------------------
 
     def _reply(self, number: int, body: Any, data: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+        """Send what goes at once; the rest goes while the guest runs."""
         try:
-            self._wire.send(m.Reply(number, body), data, fds)
+            self._watch(self._wire.post(m.Reply(number, body), data, fds))
         except OSError:
             self._abandoned()
+
+    def _send_on(self) -> None:
+        try:
+            self._watch(self._wire.flush())
+        except OSError:
+            self._abandoned()
+
+    def _watch(self, is_all_sent: bool) -> None:
+        self._machine.watch_fd(self._wire.fileno(), self._received, None if is_all_sent else self._send_on)
 
     def _fail(self, number: int, error: Exception) -> None:
         kind = type(error).__name__ if isinstance(error, EmuError) else "OSError"
@@ -154,8 +223,9 @@ class Server:
             self._run_on_console(number, body, data, deadline)
             return
         command = body.command if isinstance(body.command, str) else list(body.command)
-        out, err = (partial(self._take, number, stream) for stream in (STDOUT, STDERR))
-        job = machine.channel.start(command, input=data if body.has_input else None, stdout=out, stderr=err)
+        job = machine.channel.start(command, input=data if body.has_input else None)
+        job.stdout.stream()
+        job.stderr.stream()
         self._running[number] = _Running(number, job, given, deadline, body.most_output)
 
     def _run_on_console(self, number: int, body: m.Run, data: bytes, deadline: float | None) -> None:
@@ -169,33 +239,40 @@ class Server:
         self._reply(number, m.Output(STDERR), result.stderr_bytes)
         self._reply(number, m.Ran(result.status))
 
-    def _take(self, number: int, stream: int, data: bytes) -> None:
-        """Output of a command, from the guest."""
-        one = self._running.get(number)
-        if one is None or one.job.killed:
-            return
-        if one.output_left is not None:
-            one.output_left -= len(data)
-            if one.output_left < 0:
-                one.job.kill()
-                return
-        self._reply(number, m.Output(stream), data)
-
     def _finish(self) -> None:
-        """End what has ended, or has to."""
+        """Send what commands have written, and end what has ended, or has to."""
         for number, one in list(self._running.items()):
-            if one.output_left is not None and one.output_left < 0:
-                self._end(one, OutputLimit(f"{shown(one.job.text)} wrote more than it may"))
-            elif one.job.status is not None:
-                del self._running[number]
-                self._reply(number, m.Ran(one.job.status))
-            elif one.job.failure is not None:
-                self._end(one, GuestError(one.job.failure))
-            elif one.deadline is not None and monotonic() >= one.deadline:
-                self._end(one, GuestTimeout(f"{shown(one.job.text)} did not end within {one.timeout:g} s"))
+            if self._running.get(number) is one:        # the guest may have run for the one before
+                self._pass_on(one)
+                self._finish_command(one)
+        for number in list(self._waits):
+            self._look(number)
+
+    def _pass_on(self, one: _Running) -> None:
+        for stream, output in (STDOUT, one.job.stdout), (STDERR, one.job.stderr):
+            if one.ahead < m.AHEAD and (data := output.read()):
+                one.written += len(data)
+                one.ahead += len(data)
+                if one.most_output is None or one.written <= one.most_output:
+                    self._reply(one.number, m.Output(stream), data)
+
+    def _finish_command(self, one: _Running) -> None:
+        job = one.job
+        if one.most_output is not None and one.written > one.most_output:
+            self._end(one, OutputLimit(f"{shown(job.text)} wrote more than {one.most_output} bytes"))
+        elif one.deadline is not None and monotonic() >= one.deadline:
+            self._end(one, GuestTimeout(f"{shown(job.text)} did not end within {one.timeout:g} s"))
+        elif not one.has_output and job.status is not None:
+            del self._running[one.number]
+            self._reply(one.number, m.Ran(job.status))
+        elif not one.has_output and job.failure is not None:
+            try:
+                job.check()             # the guest may be about to end as a whole
+            except EmuError as error:
+                self._end(one, error)
 
     def _end(self, one: _Running, error: EmuError) -> None:
-        del self._running[one.number]
+        self._running.pop(one.number, None)
         channel = self._machine.channel
         assert channel is not None
         try:
@@ -204,10 +281,6 @@ class Server:
         except EmuError as final:
             self._fail(one.number, final)
 
-    def _cancel(self, number: int) -> None:
-        if one := self._running.pop(number, None):
-            one.job.kill()
-
     # -- the rest --------------------------------------------------------------------------------------------------
 
     def _wait_ready(self, number: int, body: m.WaitReady, _data: bytes) -> None:
@@ -215,10 +288,7 @@ class Server:
         self._reply(number, m.Done())
 
     def _wait_stopped(self, number: int, body: m.WaitStopped, _data: bytes) -> None:
-        machine = self._machine
-        if machine.stop_reason is None:
-            machine.drive(lambda: self._over or machine.stop_reason is not None, _seconds(body.timeout_ms))
-        self._reply(number, m.Done(machine.stop_detail))
+        self._wait(number, Stop(self._machine), _seconds(body.timeout_ms))
 
     def _copy_in(self, number: int, body: m.CopyIn, data: bytes) -> None:
         source = data if body.source is None else body.source
@@ -239,15 +309,16 @@ class Server:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)       # nobody asks here how a child ended
         self._machine.prepare_fork()
         for index in range(body.count):
-            vsock = Path(body.vsock[index]) if body.vsock else None
+            vsock = _place(body.vsock[index]) if body.vsock else None
             child = fork_machine(self._machine, vsock, self._let_go)
-            with child:
-                self._reply(number, m.Forked(child.pid), fds=(child.sock.fileno(), child.pidfd))
+            self._reply(number, m.Forked(child.pid), fds=(child.sock.detach(), child.pidfd))
         self._reply(number, m.Done())
 
     def _let_go(self) -> None:
         """In a child: what it has of its parent's is closed."""
         self._wire.close()
+        if self._watched is not None:
+            os.close(self._watched)
 
     def _stats(self, number: int, _body: m.Stats, _data: bytes) -> None:
         self._reply(number, m.Done(self._machine.stats()))
@@ -257,17 +328,44 @@ class Server:
         path = None if machine.vsock_path is None else str(machine.vsock_path)
         self._reply(number, m.Done(m.Description(machine.memory.size, path, self._since_ns)))
 
+    def _diagnose(self, number: int, _body: m.Diagnose, _data: bytes) -> None:
+        self._reply(number, m.Done(diagnose(self._machine)))
+
+    def _isolate(self, number: int, body: m.Isolate, _data: bytes) -> None:
+        self._machine.vsock.isolate(body.isolated)
+        self._reply(number, m.Done())
+
     def _console_send(self, number: int, _body: m.ConsoleSend, data: bytes) -> None:
         self._machine.console.send(data)
         self._reply(number, m.Done())
 
     def _console_expect(self, number: int, body: m.ConsoleExpect, _data: bytes) -> None:
-        console = self._machine.console
-        console.expect(body.pattern, body.timeout_ms / 1000)
-        self._reply(number, m.Done(console.before + console.after))
+        seconds = body.timeout_ms / 1000
+        self._wait(number, Expectation(self._machine, body.pattern, seconds), seconds)
+
+    def _wait(self, number: int, wait: Wait, timeout: float | None) -> None:
+        self._waits[number] = wait, None if timeout is None else monotonic() + timeout
+        self._look(number)
+
+    def _look(self, number: int) -> None:
+        """Answer who waits, if that can be."""
+        wait, deadline = self._waits[number]
+        try:
+            answer = wait.look(deadline is not None and monotonic() >= deadline)
+        except EmuError as error:
+            del self._waits[number]
+            self._fail(number, error)
+        else:
+            if answer is not None:
+                del self._waits[number]
+                self._reply(number, m.Done(answer))
 
     def _console_output(self, number: int, _body: m.ConsoleOutput, _data: bytes) -> None:
         self._reply(number, m.Done(), self._machine.console.history)
+
+
+def _place(vsock: str | m.Network) -> Path | VsockNetwork:
+    return Path(vsock) if isinstance(vsock, str) else VsockNetwork(vsock.directory, vsock.cid)
 
 
 def _seconds(milliseconds: int | None) -> float | None:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from emu.errors import EmuError
@@ -38,14 +39,17 @@ def spawn(snapshot: Path_ | None = None, **options: Any) -> MachineProcess:
     """
     try:
         words = pickle.dumps((None if snapshot is None else os.path.abspath(snapshot), options))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise EmuError(f"an option cannot be handed to another process: {error}") from None
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise EmuError(f"cannot start a process: {error.strerror}") from None
     try:
         pid = _start(theirs)
         machine = MachineProcess(ours, pid, os.pidfd_open(pid), is_child=True)
     except OSError as error:
-        ours.close()
+        ours.close()                                    # the process ends by that, if there is one
         raise EmuError(f"cannot start a process: {error.strerror}") from None
     finally:
         theirs.close()
@@ -59,15 +63,16 @@ def spawn(snapshot: Path_ | None = None, **options: Any) -> MachineProcess:
 
 def _start(sock: socket.socket) -> int:
     """Start the interpreter, with the socket as its descriptor CHILD_FD; its process' number."""
-    program = PROGRAM.format(path=sys.path, parent=os.getpid())
+    program = PROGRAM.format(path=[os.fspath(place) for place in sys.path], parent=os.getpid())
     source = os.dup(sock.fileno()) if sock.fileno() == CHILD_FD else sock.fileno()  # onto itself it would not be kept
     actions = [
+        (os.POSIX_SPAWN_DUP2, source, CHILD_FD),        # first: it may be 0 or 1
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-        (os.POSIX_SPAWN_DUP2, source, CHILD_FD),
     ]
-    try:
-        return os.posix_spawn(sys.executable, [sys.executable, "-c", program], os.environ, file_actions=actions)
+    command = [sys.executable, "-c", program]
+    try:                                                # no signal blocked: a timer's stops the CPU
+        return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsigmask=())
     finally:
         if source != sock.fileno():
             os.close(source)
@@ -97,18 +102,23 @@ def _make(sock: socket.socket) -> Machine | None:
     wire = Wire(sock, m.Request)
     try:
         frame = wire.wait()
-        snapshot, options = pickle.loads(frame.data)        # from the process that has started this one
-        machine = _made(snapshot, options)
     except EOFError:
         return None
+    machine, answer = None, m.Reply(frame.message.number, m.Done())
+    try:
+        machine = _made(frame.data)
     except (EmuError, OSError, TypeError, ValueError) as error:
-        wire.send(m.Reply(frame.message.number, m.Failed(type(error).__name__, str(error))))
-        return None
-    wire.send(m.Reply(frame.message.number, m.Done()))
+        answer = m.Reply(frame.message.number, m.Failed(type(error).__name__, str(error)))
+    with suppress(OSError):                             # nobody waits for it any more
+        wire.post(answer)
     return machine
 
 
-def _made(snapshot: str | None, options: dict[str, Any]) -> Machine:
+def _made(words: bytes) -> Machine:
+    try:
+        snapshot, options = pickle.loads(words)         # from the process that has started this one
+    except Exception as error:                          # whatever loading somebody's classes may raise
+        raise EmuError(f"an option cannot be handed to another process: {error}") from None
     if snapshot is None:
         from emu.launch import boot
 

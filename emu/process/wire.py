@@ -6,27 +6,29 @@ frame's first byte (SCM_RIGHTS).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
+from devices.frozen import frozen
 from emu.errors import BadSnapshot, EmuError
 from emu.snapshot.codec import decode, encode
 
-__all__ = ["Frame", "Wire", "WireError"]
+__all__ = ["Frame", "Wire", "WireError", "wait_readable"]
 
 HEADER = struct.Struct("<II")
 CHUNK = 256 << 10
-LARGEST = 1 << 30               # bytes of either part of a frame
-MOST_FDS = 64                   # that come with one read
+LONGEST_TEXT = 64 << 20         # bytes of JSON
+LARGEST = 1 << 30               # bytes beside it
+FD = struct.Struct("i")
+FDS_ROOM = socket.CMSG_SPACE(64 * FD.size)      # for what comes with one read
 
 M = TypeVar("M")
 
@@ -35,17 +37,25 @@ class WireError(EmuError):
     """The other end sent what no such process sends."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Frame(Generic[M]):
-    """A message with what came along; descriptors only once they were taken (`Wire.take_fds`)."""
+    """A message with what came along; whoever has it has to close the descriptors."""
 
     message: M
     data: bytes = b""
     fds: tuple[int, ...] = ()
 
+    def drop(self) -> None:
+        """Nobody wants it."""
+        for fd in self.fds:
+            os.close(fd)
+
 
 class Wire(Generic[M]):
     """One end.
+
+    A thread that is interrupted while it waits leaves whole what it has read and what it still has to send; while it
+    does either, it must not be.
 
     Args:
         sock: a stream socket, taken over.
@@ -56,35 +66,71 @@ class Wire(Generic[M]):
         sock.setblocking(False)
         self._sock = sock
         self._kind = kind
+        self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._partial = bytearray()
-        self._fds: deque[int] = deque()
+        self._read_size = 0             # bytes, ever
+        self._taken_size = 0
+        self._fds: deque[tuple[int, tuple[int, ...]]] = deque()     # after how many bytes, and which
 
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self._sock.fileno()
 
-    def send(self, message: object, data: bytes | memoryview = b"", fds: Sequence[int] = ()) -> None:
-        """Send a frame; waits while the other end takes nothing.
+    # -- out -------------------------------------------------------------------------------------------------------
+
+    def post(self, message: object, data: bytes | memoryview = b"", fds: Sequence[int] = ()) -> bool:
+        """Send a frame as far as the other end takes it, the rest by `flush`.
+
+        Args:
+            message: a dataclass, as `emu.snapshot.codec` has them.
+            data: beside it.
+            fds: descriptors to go along, taken over; without them if too many are on their way in all (ETOOMANYREFS).
+
+        Returns:
+            Whether all is sent.
 
         Raises:
             OSError: the other end has gone.
+            EmuError: it is longer than a frame can be.
         """
         text = json.dumps(encode(message), separators=(",", ":")).encode()
-        head = memoryview(HEADER.pack(len(text), len(data)) + text)
-        if fds:
-            head = head[self._attempt(partial(socket.send_fds, self._sock, [head], list(fds), socket.MSG_NOSIGNAL)) :]
-        for part in head, memoryview(data):
-            while part:
-                part = part[self._attempt(partial(self._sock.send, part, socket.MSG_NOSIGNAL)) :]
+        if len(text) > LONGEST_TEXT or len(data) > LARGEST:
+            raise EmuError(f"{max(len(text), len(data)) >> 20} MiB are more than can go to another process at once")
+        self._unsent.append((memoryview(HEADER.pack(len(text), len(data)) + text), tuple(fds)))
+        if data:
+            self._unsent.append((memoryview(data), ()))
+        return self.flush()
 
-    def _attempt(self, send: Callable[[], int]) -> int:
-        while True:
+    def flush(self) -> bool:
+        """Send on; whether all is sent now. Raises `OSError` as `post` does."""
+        while self._unsent:
+            part, fds = self._unsent[0]
             try:
-                return send()
+                sent = self._send(part, fds)
             except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._sock, select.POLLOUT)
-                poll.poll()
+                return False
+            for fd in fds:
+                os.close(fd)
+            if sent < len(part):
+                self._unsent[0] = part[sent:], ()
+            else:
+                self._unsent.popleft()
+        return True
+
+    def _send(self, part: memoryview, fds: tuple[int, ...]) -> int:
+        try:
+            if fds:
+                return socket.send_fds(self._sock, [part], fds, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+        return self._sock.send(part, socket.MSG_NOSIGNAL)
+
+    def wait_writable(self) -> None:
+        """Wait until more can be sent, or the other end has gone."""
+        _poll(self._sock.fileno(), select.POLLOUT, None)
+
+    # -- in --------------------------------------------------------------------------------------------------------
 
     def receive(self) -> Iterator[Frame[M]]:
         """Frames that have come, without waiting.
@@ -101,55 +147,62 @@ class Wire(Generic[M]):
 
     def wait(self) -> Frame[M]:
         """The next frame; errors as `receive`."""
-        while True:
-            poll = select.poll()
-            poll.register(self._sock, select.POLLIN)
-            poll.poll()
-            for frame in self.receive():
-                return frame
+        while (frame := self._next()) is None:
+            wait_readable(self._sock.fileno(), None)
+            if self._read() and (frame := self._next()) is None:
+                raise EOFError
+        return frame
 
     def _read(self) -> bool:
         """Take what is there; whether that is the end."""
+        if len(self._fds) > 1:                  # of a frame that is not whole: there is no end to them
+            raise WireError("a process of a machine sent descriptors in the midst of a frame")
         while True:
-            try:
-                data, fds, _flags, _address = socket.recv_fds(self._sock, CHUNK, MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+            try:        # not recv_fds, which has Python 3.11 forget the flags
+                data, extra, flags, _address = self._sock.recvmsg(CHUNK, FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return False
             except OSError:
                 return True
-            self._fds.extend(fds)
             self._partial += data
-            if len(data) < CHUNK:
+            self._read_size += len(data)
+            if fds := tuple(fd for _level, _type, numbers in extra for (fd,) in FD.iter_unpack(numbers)):
+                self._keep(fds, bool(flags & socket.MSG_CTRUNC))
+            if fds or len(data) < CHUNK:
                 return not data
             if len(self._partial) > CHUNK:
                 return False
+
+    def _keep(self, fds: tuple[int, ...], some_are_lost: bool) -> None:
+        """Descriptors: they came with the last bytes that were read (unix(7)), which are of the frame that has them."""
+        if some_are_lost:
+            Frame(None, fds=fds).drop()
+        else:
+            self._fds.append((self._read_size, fds))
 
     def _next(self) -> Frame[M] | None:
         if len(self._partial) < HEADER.size:
             return None
         text_size, size = HEADER.unpack_from(self._partial)
-        if text_size > LARGEST or size > LARGEST:
+        if text_size > LONGEST_TEXT or size > LARGEST:
             raise WireError("a process of a machine sent a frame that is too long")
         start = HEADER.size + text_size
         if len(self._partial) < start + size:
             return None
         text, data = bytes(self._partial[HEADER.size : start]), bytes(self._partial[start : start + size])
         del self._partial[: start + size]
+        self._taken_size += start + size
+        fds: tuple[int, ...] = ()
+        while self._fds and self._fds[0][0] <= self._taken_size:
+            fds += self._fds.popleft()[1]
         try:
             message = decode(self._kind, json.loads(text))
         except (BadSnapshot, ValueError, RecursionError) as error:
+            Frame(None, fds=fds).drop()
             raise WireError(f"a process of a machine sent what is no message: {error}") from None
-        return Frame(message, data)
+        return Frame(message, data, fds)
 
-    def take_fds(self, count: int) -> list[int]:
-        """Descriptors that came with the frame received last.
-
-        Raises:
-            WireError: there are not as many.
-        """
-        if len(self._fds) < count:
-            raise WireError("a process of a machine sent no descriptor where one was due")
-        return [self._fds.popleft() for _ in range(count)]
+    # -- the end ---------------------------------------------------------------------------------------------------
 
     def shut_down(self) -> None:
         """Both ends have no more to say; who waits for this one finds the end."""
@@ -157,7 +210,20 @@ class Wire(Generic[M]):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket, and descriptors that nobody took."""
+        """Close the socket, and descriptors that were not sent or that nobody took."""
         self._sock.close()
-        while self._fds:
-            os.close(self._fds.popleft())
+        for _, fds in (*self._fds, *self._unsent):
+            Frame(None, fds=fds).drop()
+        self._fds.clear()
+        self._unsent.clear()
+
+
+def wait_readable(fd: int, timeout: float | None) -> bool:
+    """Wait until a file can be read, so many seconds, None for ever; whether it can."""
+    return _poll(fd, select.POLLIN, timeout)
+
+
+def _poll(fd: int, events: int, timeout: float | None) -> bool:
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from emu.cpu.platform import Exit
 from emu.cpu.thunks import assemble
 from emu.micro import Event, MicroGuest
@@ -24,7 +24,7 @@ class Skipped(Exception):
     """A check cannot be made here; the message says why."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Check:
     """One thing that has to be so.
 

@@ -10,8 +10,8 @@ import statistics
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from devices.uart16550a import COM1, Uart16550A
 from emu.bus import MsrBus, PortBus
 from emu.clock import GuestClock
@@ -100,7 +100,7 @@ TAKE = Listing("""
 """, END=DATA)
 
 
-@dataclass(frozen=True)
+@frozen
 class Cost:
     """What one turn costs, less the loop around it.
 
@@ -173,7 +173,7 @@ def _raise_interrupts(guest: _Guest) -> None:
     guest.cpu.set_interrupt_line(True)
 
 
-@dataclass(frozen=True)
+@frozen
 class Scenario:
     """How a cost is measured.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
+from devices.frozen import replace
 from emu import micro
 from emu.cpu.entry import enter
 from emu.cpu.platform import Exit

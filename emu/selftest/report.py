@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import emu
+from devices.frozen import frozen
 from emu.cpu import abi, layout
 from emu.errors import EmuError
 from emu.host import REQUIREMENTS, cpu_model, host, package_version, python_version, usable_cpus
@@ -21,7 +22,7 @@ from emu.selftest.traps import GROUPS
 __all__ = ["CheckResult", "CostResult", "Report", "make_report"]
 
 
-@dataclass(frozen=True)
+@frozen
 class CheckResult:
     """A check and how it ended.
 
@@ -42,7 +43,7 @@ class CheckResult:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@frozen
 class CostResult:
     """What was to be measured, and the figures; None if that failed."""
 
@@ -61,7 +62,7 @@ class CostResult:
         return row
 
 
-@dataclass(frozen=True)
+@frozen
 class Report:
     """All of it.
 

@@ -16,9 +16,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from devices.frozen import frozen
 from emu.errors import EmuError
 from emu.selftest.check import Failure, Skipped
 
@@ -34,7 +34,7 @@ Task = Callable[[], Any]
 """What is done in the child; it returns something JSON can hold, or raises."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Outcome:
     """How a task ended.
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 import sys
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from inspect import get_annotations
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
+from devices.frozen import field_types, frozen
 from emu.errors import BadSnapshot, EmuError
 
 __all__ = ["U64", "U128", "Bits", "decode", "encode"]
@@ -31,7 +30,7 @@ T = TypeVar("T")
 Convert = Callable[[Any], Any]
 
 
-@dataclass(frozen=True)
+@frozen
 class Bits:
     """In `Annotated[int, Bits(n)]`: an unsigned number of that many bits."""
 
@@ -53,7 +52,7 @@ class _Wrong(Exception):
         return f"{root}{''.join(reversed(self.place))}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@frozen
 class _Form:
     """How values of a hint are written and read.
 
@@ -320,10 +319,7 @@ def _record(kind: type) -> _Form:
 
 
 def _new_record(kind: type) -> _Form:
-    if not is_dataclass(kind):
-        raise TypeError(f"{kind.__name__} is no dataclass")
-    homes = {name: home for home in reversed(kind.__mro__) for name in get_annotations(home)}
-    forms = [(field.name, _resolved(field.type, homes[field.name])) for field in fields(kind)]
+    forms = [(name, _resolved(hint, home)) for name, (hint, home) in field_types(kind).items()]
     encoders = [(name, form.encode) for name, form in forms]
     decoders = [(name, form.decode) for name, form in forms]
     names = dict(forms).keys()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
+from devices.frozen import frozen
 from emu import __version__
 from emu.errors import BadSnapshot
 from emu.memory import HOLE_START, LARGEST, MIB, SMALLEST, Ranges
@@ -43,7 +43,7 @@ Pairs = tuple[int, ...]
 """Ranges in few bytes: first page and number of pages of each in turn."""
 
 
-@dataclass(frozen=True)
+@frozen
 class RamEntry:
     """The file `ram`.
 
@@ -85,7 +85,7 @@ class RamEntry:
             raise ValueError("no SHA-256")
 
 
-@dataclass(frozen=True)
+@frozen
 class BaseLink:
     """The snapshot below an incremental one: its path as seen from this one's, its id and its header's digest."""
 
@@ -94,7 +94,7 @@ class BaseLink:
     sha256: str
 
 
-@dataclass(frozen=True)
+@frozen
 class FileEntry:
     """Another file of the snapshot."""
 
@@ -112,7 +112,7 @@ class FileEntry:
             raise ValueError(f"{self.name!a} is no name of a file")
 
 
-@dataclass(frozen=True)
+@frozen
 class Header:
     """What a snapshot says of itself, besides the machine's state."""
 

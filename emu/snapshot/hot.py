@@ -12,8 +12,8 @@ import os
 from array import array
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
+from devices.frozen import frozen
 from emu.cache import Cache
 from emu.errors import EmuError
 from emu.memory import MIB, GuestMemory, Ranges
@@ -30,7 +30,7 @@ READ_GAP = 16 * PAGE                    # to have a few more pages mapped is che
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23        # Linux 5.14
 
 
-@dataclass(frozen=True)
+@frozen
 class HotSet:
     """Parts of RAM that were written, and others that were only read."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
+from devices.frozen import replace
 from emu.errors import BadSnapshot
 from emu.fittings import Share, Vsock
 from emu.handlers import handlers

@@ -12,9 +12,9 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from devices.frozen import frozen
 from emu.errors import BadSnapshot
 from emu.memory import MIB, GuestMemory, Ranges, new_ram
 from emu.snapshot.libc import address_of, map_at
@@ -45,7 +45,7 @@ class Part(NamedTuple):
     at: int
 
 
-@dataclass(frozen=True)
+@frozen
 class Layer:
     """What a RAM file holds.
 
@@ -79,7 +79,7 @@ class Layer:
         return tuple((part.start, part.end) for part in self.parts)
 
 
-@dataclass(frozen=True)
+@frozen
 class RamFile:
     """One RAM file of a chain: the snapshot's name, for messages; the file, open for reading; what it holds."""
 

@@ -15,7 +15,7 @@ from emu.errors import BadSnapshot
 from emu.snapshot.files import Snapshot
 from emu.snapshot.header import VERSION
 
-__all__ = ["DEFAULT_MEMORY", "ready_snapshot"]
+__all__ = ["DEFAULT_MEMORY", "alone", "ready_snapshot"]
 
 KIND = "snapshot"
 LOCK = "lock"
@@ -50,7 +50,7 @@ def ready_snapshot(memory: int, phase: Phase, say: Callable[[str], None], sharin
             return path
         inputs = _inputs(cache)
         path = directory / _key(inputs, memory, sharing)
-    with _alone(directory):
+    with alone(directory):
         if not _is_usable(path):        # another process may have made it meanwhile
             say("making the default guest's snapshot; this takes some seconds, once")
             with phase("make the snapshot"):
@@ -134,7 +134,7 @@ def _make(path: Path, memory: int, sharing: str | None) -> None:
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """Hold the directory's lock; it goes with the process, however that ends."""
     fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

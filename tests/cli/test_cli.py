@@ -25,6 +25,7 @@ from emu.stats import BUCKETS, ExitRow, ExitStats, Kind
 from tests.shell_on_pty import ShellOnPty
 
 SHELL = ("/bin/sh", "-i")
+END_S = 60.0
 
 
 class FakeMachine(ShellOnPty):
@@ -220,7 +221,15 @@ def test_a_file_that_stats_cannot_write_is_refused_before_the_boot(
     assert not booted and one_line(capfd).startswith("emu: ")
 
 
-def test_a_timeout_is_status_124(booted: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_timeout_is_status_124(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def boot(*_: Any, **__: Any) -> FakeMachine:
+        machine = FakeMachine(tmp_path)
+        machine.wait_prompt()           # on a busy host that may take all of the time given
+        return machine
+
+    monkeypatch.setattr(emu, "boot", boot, raising=False)
     assert main(["run", "--timeout", "0.7", "sleep", "97"]) == 124
     assert one_line(capfd).startswith("emu: 'sleep 97' did not end")
 
@@ -340,7 +349,7 @@ def test_a_signal_ends_run_at_once_without_a_word(number: signal.Signals, tmp_pa
     process = start(["run", "--", "sh", "-c", f"echo >{tmp_path}/begun; sleep 97"], tmp_path)
     (tmp_path / "begun").read_bytes()
     process.send_signal(number)
-    assert process.communicate(timeout=20)[1] == b""
+    assert process.communicate(timeout=END_S)[1] == b""
     assert process.returncode == 128 + number
 
 
@@ -349,13 +358,13 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
     os.close(read)
     process = start(["run", "echo", "x"], tmp_path, stdout=write)
     os.close(write)
-    assert process.communicate(timeout=20)[1] == b""
+    assert process.communicate(timeout=END_S)[1] == b""
     assert process.returncode == 141
 
 
 def test_boot_types_piped_input_at_the_shell_and_ends_with_it(tmp_path: Path) -> None:
     process = start(["boot"], tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    output, errors = process.communicate(b"echo $((6*7))\n", timeout=20)
+    output, errors = process.communicate(b"echo $((6*7))\n", timeout=END_S)
     assert (process.returncode, errors) == (0, b"")
     assert b"42" in output
 

@@ -8,18 +8,23 @@ from collections.abc import Callable
 import pytest
 
 from hypercalls import Call, CallMemory, GuestFault, Hypercall, hypercall
-from hypercalls.dispatch import MOST_LOGGED, Dispatcher, Read, Write
+from hypercalls.dispatch import MOST_LOGGED, POWER_ON, Dispatcher, DispatcherState, Read, Write
 from hypercalls.fake import FakeCalls
+from hypercalls.mailbox import CAPACITY, pv_mailbox
 from hypercalls.numbers import FIRST_USER
 
 REGISTERS = {"rip": 0xFFFF_FFFF_8100_0000, "rsp": 0x1234}
 
 
-def bound(handler: Callable[[Call], int | None], access: str = "w") -> tuple[Read | None, Write | None]:
+def dispatcher(state: DispatcherState = POWER_ON) -> Dispatcher:
+    return Dispatcher(CallMemory(fakes.memory, fakes.memory), fakes.clock, fakes.machine, lambda: REGISTERS, state)
+
+
+def bound(
+    handler: Callable[[Call], int | None], access: str = "w", by: Dispatcher | None = None
+) -> tuple[Read | None, Write | None]:
     """The two sides of an MSR with that handler."""
-    return Dispatcher(
-        CallMemory(fakes.memory, fakes.memory), fakes.clock, fakes.machine, lambda: REGISTERS
-    ).bind(Hypercall(FIRST_USER, "PV_MINE", access, handler))
+    return (by or dispatcher()).bind(Hypercall(FIRST_USER, "PV_MINE", access, handler))
 
 
 fakes = FakeCalls(memory_size=4096)
@@ -147,3 +152,63 @@ def test_the_decorator_s_object_goes_the_same_way() -> None:
         return 2 * call.value
 
     assert fakes.wrmsr(pv_double, 21) == 42
+
+
+# --- snapshots ----------------------------------------------------------------------------------------------------
+
+
+def test_the_mailbox_and_the_last_result_go_on() -> None:
+    old = dispatcher()
+    _, put = old.bind(pv_mailbox)
+    _, write = bound(lambda call: call.value + 1, by=old)
+    assert put is not None and write is not None
+    put(0x1122)
+    put(2**64 - 1)
+    write(41)
+    state = old.save()
+    put(3)
+    write(5)
+    new = dispatcher(state)
+    take, _ = new.bind(pv_mailbox)
+    read, _ = bound(lambda call: 1 // 0, by=new)
+    assert new.save() == state == DispatcherState(b"\x22\x11" + bytes(6) + b"\xff" * 8, ((FIRST_USER, 42),))
+    assert take is not None and read is not None
+    assert (take(), take(), read(), read()) == (0x1122, 2**64 - 1, 42, 42)
+    assert new.save() == DispatcherState(b"", ((FIRST_USER, 42),))
+
+
+@pytest.mark.parametrize("result", [None, -1, 2**64, "seven"])
+def test_what_no_rdmsr_can_have_is_not_kept(result: object) -> None:
+    old = dispatcher()
+    _, write = bound(lambda call: result, by=old)  # type: ignore[arg-type,return-value]
+    assert write is not None
+    write(0)
+    assert old.save() == POWER_ON
+
+
+def test_a_result_for_nobody_is_forgotten() -> None:
+    new = dispatcher(DispatcherState(b"", ((FIRST_USER + 1, 7), (FIRST_USER, 8))))
+    read, _ = bound(lambda call: None, by=new)
+    assert read is not None
+    assert read() == 8
+    assert new.save().results == ((FIRST_USER, 8),)
+
+
+def test_of_a_mailbox_that_a_handler_has_overfilled_the_end_is_kept() -> None:
+    old = dispatcher()
+
+    def fill(call: Call) -> None:
+        call.mailbox += bytes(8) + b"\xff" * CAPACITY
+
+    _, write = bound(fill, by=old)
+    assert write is not None
+    write(0)
+    assert old.save().mailbox == b"\xff" * CAPACITY
+
+
+@pytest.mark.parametrize(
+    ("mailbox", "result"), [(bytes(CAPACITY + 1), 0), (b"", -1), (b"", 2**64)], ids=["mailbox", "negative", "65 bits"]
+)
+def test_a_state_that_cannot_be_is_refused(mailbox: bytes, result: int) -> None:
+    with pytest.raises(ValueError, match=r"mailbox|result"):
+        DispatcherState(mailbox, ((FIRST_USER, result),))

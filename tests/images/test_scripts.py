@@ -70,7 +70,7 @@ class Guest:
             cwd=self.root,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
         )
         return result.stdout + result.stderr
 

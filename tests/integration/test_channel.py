@@ -68,7 +68,7 @@ def test_twenty_jobs_at_once_each_with_ten_mebibytes_on_both_outputs() -> None:
 
 def test_jobs_run_at_the_same_time(machine: Machine) -> None:
     """None ends before all have begun."""
-    script = "echo here; until [ -e /tmp/gate ]; do sleep 0.05; done; echo through"
+    script = "echo here; until [ -e /tmp/gate ]; do sleep 0.3; done; echo through"
     jobs = [machine.start_job(script, timeout=RUN_S) for _ in range(JOBS)]
     here = [next(iter(job.stdout)) for job in jobs]
     assert here == [b"here\n"] * JOBS and not any(job.is_over for job in jobs)

@@ -13,12 +13,22 @@ from bench.trouble import LOUD_SETTINGS, complaints
 from emu.errors import EmuError, GuestError
 from emu.machine import Machine
 from emu.snapshot.files import Snapshot
+from hypercalls import Call, hypercall
+from hypercalls.numbers import FIRST_USER, PV_MAILBOX
 
 pytestmark = pytest.mark.integration
 
 TIMEOUT_S = 60.0
 SETTLE_S = 0.3
 UUID = "cat /proc/sys/kernel/random/uuid"
+TO_MSR = "of=/dev/cpu/0/msr bs=8 oflag=seek_bytes conv=notrunc"
+FROM_MSR = "if=/dev/cpu/0/msr bs=8 iflag=skip_bytes"
+
+
+@hypercall(FIRST_USER, "PV_DOUBLE")
+def pv_double(call: Call) -> int:
+    """Twice the value, for a RDMSR."""
+    return 2 * call.value
 
 
 def settle(machine: Machine) -> None:
@@ -147,6 +157,28 @@ def test_a_snapshot_of_a_restored_machine_restores(base: Path, tmp_path: Path) -
             assert machine.run("cat /tmp/kept", timeout=TIMEOUT_S).stdout == "kept\n"
             assert complaints(machine.run("dmesg", timeout=TIMEOUT_S).stdout) == []
     assert (tmp_path / "1.snap/ram").stat().st_blocks < (tmp_path / "0.snap/ram").stat().st_blocks
+
+
+def test_commands_run_after_a_snapshot_in_the_middle_of_some(restored: Machine, tmp_path: Path) -> None:
+    jobs = [restored.start_job("echo here; exec sleep 1000") for _ in range(3)]
+    assert all(b"here" in next(iter(job.stdout)) for job in jobs)
+    restored.snapshot(tmp_path / "middle.snap")
+    with emu.restore(tmp_path / "middle.snap") as machine:
+        # The shells that ran commands are killed, and another one is started when the mounts have been looked at
+        assert machine.run("[ -s /mnt/data/file ] && echo here", timeout=TIMEOUT_S).stdout == "here\n"
+
+
+def test_the_mailbox_and_the_last_result_of_a_hypercall_go_on(base: Path, tmp_path: Path) -> None:
+    with emu.restore(base, hypercalls=[pv_double]) as machine:
+        put = f"printf %s one.two. | dd {TO_MSR} count=2 seek={PV_MAILBOX}"
+        double = f"printf '\\25\\0\\0\\0\\0\\0\\0\\0' | dd {TO_MSR} count=1 seek={FIRST_USER}"
+        machine.run(f"modprobe msr; {put}; {double}", check=True, timeout=TIMEOUT_S)
+        machine.snapshot(tmp_path / "called.snap")
+    with pytest.raises(EmuError, match="the snapshot's guest knows the hypercall PV_DOUBLE: give its module"):
+        emu.restore(tmp_path / "called.snap")
+    with emu.restore(tmp_path / "called.snap", hypercalls=[pv_double]) as machine:
+        take = f"dd {FROM_MSR} count=2 skip={PV_MAILBOX}; dd {FROM_MSR} count=1 skip={FIRST_USER}"
+        assert machine.run(take, check=True, timeout=TIMEOUT_S).stdout == "one.two.*\0\0\0\0\0\0\0"
 
 
 def test_a_snapshot_is_only_read(base: Path) -> None:

@@ -16,7 +16,9 @@ import emu
 from bench.trouble import LOUD_SETTINGS
 from devices.p9.export import Export
 from devices.p9.saved import P9State
+from devices.virtio.device import BadRequest
 from devices.virtio.p9 import Virtio9p
+from devices.virtio.pci import VirtioPci
 from emu.machine import Machine
 
 pytestmark = pytest.mark.integration
@@ -113,6 +115,28 @@ def test_a_mount_that_cannot_be_made_does_not_keep_commands_from_running(
     with restored(snapshots[0] / "staying", resets) as machine:
         assert machine.run("echo here", timeout=TIMEOUT_S).stdout == "here\n"
         assert machine.run("cat /mnt/data/file", timeout=TIMEOUT_S).status != 0
+
+
+def device_of_the_share(machine: Machine) -> VirtioPci:
+    return next(function for function in machine.board.virtio if isinstance(function.device, Virtio9p))
+
+
+@pytest.mark.parametrize("name", ["free", "leaving"])
+def test_a_device_that_needed_a_reset_gets_it(
+    snapshots: tuple[Path, str], shared: Path, tmp_path: Path, name: str
+) -> None:
+    directory, mounts = snapshots
+    with emu.restore(directory / name) as machine:
+        machine.run("true", timeout=TIMEOUT_S)      # after which the guest looks at its mounts no more
+        device_of_the_share(machine).fail(BadRequest("on purpose"))
+        failed = machine.run("cat /mnt/data/file", timeout=TIMEOUT_S)
+        assert failed.status == 1 and "I/O error" in failed.stderr      # else it waits, and cannot be killed
+        machine.snapshot(tmp_path / "broken")
+    with emu.restore(tmp_path / "broken") as machine:
+        assert device_of_the_share(machine).failure == "on purpose"
+        assert machine.run(USE, check=True, timeout=TIMEOUT_S).stdout == "read\nwritten\n"
+        assert machine.run(MOUNTS, timeout=TIMEOUT_S).stdout == mounts
+        assert device_of_the_share(machine).failure is None
 
 
 def test_mounting_again_is_quick(snapshots: tuple[Path, str], shared: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -169,6 +170,7 @@ def test_restores_leave_nothing_behind(base: Base, count: int) -> None:
         with emu.restore(base.path) as machine:
             say(machine, "true")
     after = held()
+    print(f"{count} restores: descriptors, mappings, bytes before and after: {before}, {after}")
     assert after[0] == before[0]
     assert after[1] <= before[1] + MOST_MAPPINGS
     assert after[2] <= before[2] + MOST_RSS
@@ -177,10 +179,14 @@ def test_restores_leave_nothing_behind(base: Base, count: int) -> None:
 
 @connections
 def test_the_first_connection_after_a_restore_succeeds(base: Base, count: int) -> None:
+    first_s = []
     for number in range(count):
+        started = time.monotonic()
         with emu.restore(base.path) as machine, machine.vsock.connect(ECHO, TIMEOUT_S) as stream:
             stream.sendall(b"restore %d\n" % number, TIMEOUT_S)
             assert stream.recv(100, TIMEOUT_S) == b"restore %d\n" % number
+            first_s.append(time.monotonic() - started)
+    print(f"{count} first answers: median {median(first_s) * 1e3:.0f} ms, longest {max(first_s) * 1e3:.0f} ms")
 
 
 def test_a_connection_open_at_the_snapshot_is_reset(base: Base) -> None:
@@ -199,6 +205,7 @@ def test_75_hours_later(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
             after = time.time()
             guest = numbers[0] + numbers[1] / 1e6 - AWAY_NS / 1e9
             off.append(max(before - guest, guest - after, 0.0))
+        print(f"75 hours later: the clock is {min(off) * 1e3:.1f} ms off")
         assert min(off) < 0.05
         ended = float(appears(machine, "to").split()[0])
         began = float(say(machine, "cat /tmp/from").split()[0])

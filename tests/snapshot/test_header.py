@@ -16,7 +16,7 @@ from emu.errors import BadSnapshot
 from emu.memory import GIB, HOLE_START, MIB
 from emu.snapshot import header as headers
 from emu.snapshot.codec import decode
-from emu.snapshot.header import BaseLink, FileEntry, Header, RamEntry, pack, pairs, ranges, unpack
+from emu.snapshot.header import VERSION, BaseLink, FileEntry, Header, RamEntry, pack, pairs, ranges, unpack
 from emu.snapshot.pages import PAGE
 from tests.snapshot.snapshots import State
 
@@ -84,11 +84,13 @@ def test_any_bytes_inserted_are_noticed(start: int, more: bytes) -> None:
     refused(CONTENT[:start] + more + CONTENT[start:])
 
 
-def test_a_newer_version_is_named() -> None:
-    newer = CONTENT.replace(b'"version": 1, "creator": "' + __version__.encode(), b'"version": 2, "creator": "3.0.1')
-    assert refused(newer) == (
-        "x.snap/header.json was written by pvemu 3.0.1 in version 2 of the format; "
-        f"this is pvemu {__version__}, which knows version 1"
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1, 999_999_999])
+def test_another_version_is_named(version: int) -> None:
+    ours = f'"version": {VERSION}, "creator": "{__version__}"'.encode()
+    assert ours in CONTENT
+    assert refused(CONTENT.replace(ours, b'"version": %d, "creator": "3.0.1"' % version)) == (
+        f"x.snap/header.json was written by pvemu 3.0.1 in version {version} of the format; "
+        f"this is pvemu {__version__}, which knows version {VERSION}"
     )
 
 

@@ -216,9 +216,28 @@ def _window(machine: Machine, offset: int, size: int, value: int) -> None:
         machine.config(at + 16, 4)
 
 
+class Refusing(Echo):
+    """It goes on to take requests when it needs a reset."""
+
+    refuses = True
+
+    def refuse(self, index: int) -> None:
+        queue = self.queues[index]
+        assert queue is not None
+        for _ in range(queue.size):
+            try:
+                if chain := queue.pop():
+                    queue.push(chain, 0)
+            except BadRequest:
+                queue.skip()
+        queue.signal()
+
+
 def _restore(machine: Machine) -> Machine:
     state = machine.function.save()
-    copy = Machine(Echo(machine.function.device.save()), machine.memory, state)
+    kind = type(machine.function.device)
+    assert issubclass(kind, Echo)
+    copy = Machine(kind(machine.function.device.save()), machine.memory, state)
     assert copy.function.save() == state
     assert copy.line.level == machine.line.level
     machine.function.close()
@@ -263,10 +282,11 @@ def _access(machine: Machine, tape: Tape, kind: str) -> None:
         assert 0 <= machine.config(offset & 0xFF, size) < 1 << 8 * size
 
 
+@pytest.mark.parametrize("kind_of_device", [Echo, Refusing])
 @fuzz
-@given(tapes(200))
-def test_nothing_escapes_the_transport(tape: Tape) -> None:
-    machine = Machine(Echo())
+@given(tape=tapes(200))
+def test_nothing_escapes_the_transport(kind_of_device: type[Echo], tape: Tape) -> None:
+    machine = Machine(kind_of_device())
     machine.probe()
     for _ in range(25):
         kind = tape.pick(KINDS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from devices.p9.codec import HEADER
 from devices.p9.export import Export, ExportError
 from devices.virtio.p9 import MOUNT_TAG, Virtio9p
 from tests.devices.virtio.driver import Driver
+from tests.devices.virtio.pci_driver import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, Machine
 
 PAGE = 4096
 ROOT = 0
+RUNNING = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK
 
 
 def frame(request: Any, data: bytes = b"", tag: int = 1) -> bytes:
@@ -124,6 +128,111 @@ def test_a_bad_request_found_on_restore_stops_the_device(shared: Path, device: V
     guest = Guest(device)
     guest.driver.rings[0].send([b"bad"], [PAGE])
     assert Driver(Virtio9p(Export(shared, "data"), device.save()), continues=guest.driver).failure is not None
+
+
+# --- when it needs a reset ----------------------------------------------------------------------------------------
+
+
+class PciGuest:
+    """A driver on PCI, of a device with a file open as fid 1."""
+
+    def __init__(self, device: Virtio9p) -> None:
+        self.machine = Machine(device).start()
+        self.ask(m.Tversion(64 << 10, m.VERSION))
+        self.ask(m.Tattach(ROOT, m.NO_FID, b"", b"", 0))
+        self.ask(m.Twalk(ROOT, 1, (b"file",)))
+
+    def send(self, request: Any, tag: int = 1) -> None:
+        self.machine.rings[0].send([frame(request, tag=tag)], [PAGE])
+
+    def ask(self, request: Any) -> Any:
+        self.send(request)
+        self.machine.notify(0)
+        (used,) = self.machine.rings[0].used()
+        return m.decode(used.data[4], used.data)
+
+    def restored(self, device: Virtio9p) -> None:
+        """Go on with another device, as after a restore."""
+        old = self.machine
+        self.machine = Machine(device, old.memory, old.function.save())
+        self.machine.structures, self.machine.caps, self.machine.rings = old.structures, old.caps, old.rings
+
+
+GETATTR, EIO = m.Tgetattr(1, 0x7FF), m.Rlerror(errno.EIO)
+
+
+def break_by_message(guest: PciGuest) -> None:
+    guest.machine.rings[0].send([b"bad"], [PAGE])
+    guest.machine.notify(0)
+
+
+def break_by_chain(guest: PciGuest) -> None:
+    guest.machine.rings[0].describe(120, 0, 1)
+    guest.machine.rings[0].offer(120)
+    guest.machine.notify(0)
+    guest.machine.rings[0].seen_used += 1       # what was no request is given back
+
+
+def break_by_index(guest: PciGuest) -> None:
+    available = guest.machine.rings[0].available
+    guest.machine.rings[0].set_available(available + 1000)
+    guest.machine.notify(0)
+    guest.machine.rings[0].set_available(available)
+
+
+Break = Callable[[PciGuest], None]
+BREAKS = break_by_message, break_by_chain, break_by_index
+breaks = pytest.mark.parametrize("break_it", BREAKS, ids=lambda one: one.__name__)
+
+
+@breaks
+def test_requests_are_refused_until_the_driver_starts_over(device: Virtio9p, break_it: Break) -> None:
+    guest = PciGuest(device)
+    break_it(guest)
+    for _ in range(300):                        # more than the ring has entries
+        assert guest.ask(GETATTR) == EIO
+    assert guest.machine.status & NEEDS_RESET
+    assert not guest.machine.memory.unreported()
+    again = PciGuest(device)
+    assert again.ask(GETATTR).size
+    assert again.machine.status == RUNNING
+
+
+@breaks
+def test_a_device_restored_in_need_of_a_reset_refuses_what_waits_and_what_comes(
+    device: Virtio9p, shared: Path, break_it: Break
+) -> None:
+    guest = PciGuest(device)
+    break_it(guest)
+    for tag in range(3):
+        guest.send(GETATTR, tag)                # of which nobody has told the device
+    guest.restored(Virtio9p(Export(shared, "data"), device.save()))
+    guest.machine.function.kick_all()
+    assert [(HEADER.unpack_from(used.data)[2], m.decode(used.data[4], used.data))
+            for used in guest.machine.rings[0].used()] == [(tag, EIO) for tag in range(3)]
+    assert guest.ask(GETATTR) == EIO
+    assert guest.machine.status & NEEDS_RESET
+    assert guest.machine.messages or guest.machine.line.level
+
+
+def test_what_waits_behind_a_bad_request_is_refused_at_once(device: Virtio9p) -> None:
+    guest = PciGuest(device)
+    guest.send(m.Twalk(ROOT, 2, ()))
+    guest.machine.rings[0].send([b"bad"], [PAGE])
+    guest.send(GETATTR)
+    guest.machine.notify(0)
+    first, last = guest.machine.rings[0].used()
+    assert isinstance(m.decode(first.data[4], first.data), m.Rwalk)
+    assert m.decode(last.data[4], last.data) == EIO
+
+
+def test_who_has_no_room_for_the_refusal_gets_none(device: Virtio9p) -> None:
+    guest = PciGuest(device)
+    break_by_message(guest)
+    guest.machine.rings[0].send([frame(GETATTR)], [10])
+    guest.machine.notify(0)
+    (used,) = guest.machine.rings[0].used()
+    assert used.written == 0
 
 
 def test_closing_gives_descriptors_back(shared: Path) -> None:

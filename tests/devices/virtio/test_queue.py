@@ -325,6 +325,33 @@ def test_bad_chain_is_refused_and_stays(pair: Pair, describe: Callable[[Pair], N
     assert not pair.queue.empty
 
 
+@pytest.mark.parametrize("describe", BAD, ids=lambda describe: describe.__name__)
+def test_bad_chain_can_be_given_back_unread(pair: Pair, describe: Callable[[Pair], None]) -> None:
+    describe(pair)
+    if not pair.driver.available:
+        pair.driver.offer(0)
+    pair.queue.skip()
+    pair.queue.signal()
+    state = pair.queue.save()
+    assert (state.last_avail, state.next_used, pair.driver.used_index, pair.interrupts) == (1, 1, 1, 1)
+    assert pair.memory.read(pair.driver.device + 8, 4) == b"\1\0\0\0"
+    assert pair.queue.empty
+
+
+def test_head_out_of_range_is_not_given_back(pair: Pair) -> None:
+    pair.driver.offer(8)
+    pair.queue.skip()
+    assert pair.queue.empty
+    assert pair.driver.used_index == 0
+
+
+@pytest.mark.parametrize("available", [0, 9, 0xFFFF])
+def test_nothing_is_given_back_of_an_empty_ring_or_of_one_that_is_nonsense(pair: Pair, available: int) -> None:
+    pair.driver.set_available(available)
+    pair.queue.skip()
+    assert pair.queue.save().last_avail == pair.driver.used_index == 0
+
+
 def test_head_out_of_range_is_refused(pair: Pair) -> None:
     pair.driver.offer(8)
     with pytest.raises(BadRequest):
@@ -543,6 +570,7 @@ def test_stopped_queue_is_empty_and_takes_nothing(pair: Pair) -> None:
     assert pair.queue.empty
     assert pair.queue.pop() is None
     pair.queue.push(chain, 0)
+    pair.queue.skip()
     pair.queue.signal()
     assert pair.driver.used_index == pair.interrupts == 0
 

@@ -711,11 +711,13 @@ def test_the_same_ports_of_two_machines_are_two_connections(guest: Guest) -> Non
 
 def test_another_machine_asks_the_guest_under_its_own_address(guest: Guest) -> None:
     stream = FakeStream()
-    connection = guest.device.connect(22, stream, 7)
+    guest.device.connect(22, stream, (7, 1000))
     (packet,) = guest.receive()
-    assert (packet.header.op, packet.header.src_cid, packet.header.dst_cid) == (Op.REQUEST, 7, GUEST_CID)
-    guest.send(Op.RESPONSE, 22, connection.host_port, dst_cid=2)
+    assert (packet.header.op, packet.header.src_cid, packet.header.src_port) == (Op.REQUEST, 7, 1000)
+    guest.send(Op.RESPONSE, 22, 1000, dst_cid=2)
     assert stream.events == [], "the host has not asked"
     guest.receive()
-    guest.send(Op.RESPONSE, 22, connection.host_port, dst_cid=7)
+    guest.send(Op.RESPONSE, 22, 1000, dst_cid=7)
     assert stream.events == ["established"]
+    with pytest.raises(NotReady, match="port 1000 of CID 7 is connected there already"):
+        guest.device.connect(22, FakeStream(), (7, 1000))
