@@ -40,7 +40,7 @@ setup(
         ],
         "lint": ["ruff>=0.4", "mypy>=1.8"],
     },
-    entry_points={"console_scripts": ["emu=emu.cli:main"], "pytest11": ["emu.pytest_plugin=emu.pytest_plugin"]},
+    entry_points={"console_scripts": ["emu=emu.__main__:run"], "pytest11": ["emu.pytest_plugin=emu.pytest_plugin"]},
     classifiers=[
         "License :: OSI Approved :: GNU General Public License v2 or later (GPLv2+)",
         "Operating System :: POSIX :: Linux",

@@ -3,18 +3,20 @@
     python -m bench.fork [--forks N] [--clones N]
 
 The machine is a 128 MiB Alpine on Debian's generic kernel that has run a few commands, once booted and once restored
-from a snapshot. By turns, one clone at a time:
+from a snapshot (restored_...). One clone after another:
 
 fork_p50_ms, fork_p99_ms: from the call of `fork()` until the child runs its first guest instruction, which it tells by
-the clock that processes share (CLOCK_MONOTONIC). fork_call_p50_ms is when the caller has it in hand.
+the clock that processes share (CLOCK_MONOTONIC). fork_call_p50_ms is until the caller has it in hand.
+
+start_private_kib: of the host's memory, what a clone has for itself right then (Private_Clean and Private_Dirty of
+/proc/PID/smaps_rollup).
 
 command_p50_ms, command_p99_ms: from the call of `run("true")` in a clone that has just come until its result is there;
-the guest is told first that it is another one, draws new random numbers and sets its clock. second_command_p50_ms is
-the next one in the same clone, parent_command_p50_ms one in the machine that is forked.
+before the guest runs it, it draws new random numbers and sets its clock. second_command_p50_ms is the next one in the
+same clone, parent_command_p50_ms one in the machine that is forked.
 
-clones_total_ms: a hundred clones by one call, until the last of them runs its guest; clones_private_kib: of the host's
-memory that each of them has for itself then (Private_Clean and Private_Dirty of /proc/PID/smaps_rollup), the median,
-and clones_used_private_kib when each has run a command.
+clones_total_ms: a hundred clones by one call, until the last of them runs its guest. clones_private_kib is what each of
+them has for itself then, the median, and clones_used_private_kib when each has run a command.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from contextlib import nullcontext
 
 import emu
 from bench.common import Report
-from emu.memory import MIB
+from emu.memory import KIB, MIB
 from emu.snapshot.ready import ready_snapshot
 
 FORKS, CLONES = 200, 100
 MEMORY = 128 * MIB
 KERNEL = "generic"
-WARM_UP = 5                     # commands, and forks that are not counted
+WARM_UP = 5                     # of each kind, not counted
 TIMEOUT_S = 60.0
 
 
@@ -55,16 +57,19 @@ def command_ms(machine: emu.MachineProcess) -> float:
 
 
 def fork_once(template: emu.MachineProcess) -> dict[str, float]:
-    """Milliseconds of one clone's parts, by name."""
+    """How one clone begins: milliseconds, and KiB."""
     started = time.monotonic_ns()
     with template.fork() as clone:
         called = since_ms(started)
-        return {
-            "fork": since_ms(started, clone.describe().since_ns),
-            "fork_call": called,
-            "command": command_ms(clone),
-            "second_command": command_ms(clone),
-        }
+        private = clone.use().private_bytes / KIB
+        begun = since_ms(started, clone.describe().since_ns)
+        return {"fork_ms": begun, "fork_call_ms": called, "start_private_kib": private}
+
+
+def command_once(template: emu.MachineProcess) -> dict[str, float]:
+    """Milliseconds of commands in one clone, from its first word on."""
+    with template.fork() as clone:
+        return {"command_ms": command_ms(clone), "second_command_ms": command_ms(clone)}
 
 
 def many(report: Report, prefix: str, template: emu.MachineProcess, count: int) -> None:
@@ -75,27 +80,36 @@ def many(report: Report, prefix: str, template: emu.MachineProcess, count: int) 
         fresh = [clone.use().private_bytes for clone in clones]
         last_ns = max(clone.describe().since_ns for clone in clones)
         report.figure(f"{prefix}clones_total_ms", since_ms(started, last_ns), "ms", f"{count} clones")
-        report.figure(f"{prefix}clones_private_kib", statistics.median(fresh) / 1024, "KiB", "median, each")
+        report.figure(f"{prefix}clones_private_kib", statistics.median(fresh) / KIB, "KiB", "median, each")
         for clone in clones:
             clone.run("true", check=True, timeout=TIMEOUT_S)
         used = [clone.use().private_bytes for clone in clones]
-        report.figure(f"{prefix}clones_used_private_kib", statistics.median(used) / 1024, "KiB", "after a command")
+        report.figure(f"{prefix}clones_used_private_kib", statistics.median(used) / KIB, "KiB", "after a command")
     finally:
         for clone in clones:
             clone.close()
+
+
+def quantiles(report: Report, key: str, samples: Sequence[float]) -> None:
+    """NAME_p50_ms and NAME_p99_ms, of samples called NAME_ms."""
+    name = key.removesuffix("_ms")
+    for percent in 50, 99:
+        report.figure(f"{name}_p{percent}_ms", percentile(samples, percent), "ms", f"of {len(samples)}")
 
 
 def measure(report: Report, prefix: str, template: emu.MachineProcess, forks: int, clones: int) -> None:
     """All figures of one machine."""
     template.wait_ready()
     own = [command_ms(template) for _ in range(WARM_UP + forks)][WARM_UP:]
-    rounds = [fork_once(template) for _ in range(WARM_UP + forks)][WARM_UP:]
-    for name in rounds[0]:
-        samples = [parts[name] for parts in rounds]
-        report.figure(f"{prefix}{name}_p50_ms", percentile(samples, 50), "ms", f"of {forks}")
-        if name in ("fork", "command"):
-            report.figure(f"{prefix}{name}_p99_ms", percentile(samples, 99), "ms", f"of {forks}")
-    report.figure(f"{prefix}parent_command_p50_ms", percentile(own, 50), "ms", f"of {forks}")
+    for once in fork_once, command_once:
+        rounds = [once(template) for _ in range(WARM_UP + forks)][WARM_UP:]
+        for key in rounds[0]:
+            samples = [parts[key] for parts in rounds]
+            if key.endswith("_ms"):
+                quantiles(report, prefix + key, samples)
+            else:
+                report.figure(prefix + key, statistics.median(samples), "KiB", f"median of {forks}")
+    quantiles(report, f"{prefix}parent_command_ms", own)
     many(report, prefix, template, clones)
 
 

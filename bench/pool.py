@@ -30,7 +30,7 @@ ROUNDS = 5
 SIZES = 1, 2, 4, 8
 JOB_S = 0.1
 JOBS = 40                               # at a time, of each kind
-PROBE_TURNS = 20_000
+PROBE_TURNS, PROBES = 20_000, 10        # the quickest counts: others may be at work on the host
 LOOP = "i=0; while [ $i -lt {} ]; do i=$((i + 1)); done"
 AWK = "awk 'BEGIN { for (i = 0; i < 999; i++) { a[i % 97] += i * 1.5; s = s substr(i, 1, 1) }; print length(s), a[5] }'"
 SETTLE_S = 0.2                          # for a machine to have become ready
@@ -53,7 +53,7 @@ def turns_of_loop(pool: emu.Pool) -> int:
         few, many = (timed(partial(machine.run, LOOP.format(turns))) for turns in (1, PROBE_TURNS))
         return many - few
 
-    return round(PROBE_TURNS * JOB_S / median(pool.map(lambda machine, _: probe(machine), range(5))))
+    return round(PROBE_TURNS * JOB_S / min(pool.map(lambda machine, _: probe(machine), range(PROBES))))
 
 
 def jobs_per_s(pool: emu.Pool, command: str) -> float:
@@ -76,12 +76,13 @@ def processes_per_s(words: list[str], command: str) -> float:
 
 def warmth(rounds: int) -> dict[str, list[float]]:
     """Milliseconds of a job of awk, in pools that were warmed by it and by another one."""
-    samples: dict[str, list[float]] = {}
-    for name, command in ("warmed_ms", AWK), ("unwarmed_ms", "true"):
-        with emu.Pool(size=1, warm_up=[command, command]) as pool:
-            pool.run("true")
-            samples[name] = [timed(partial(pool.run, AWK, check=True)) * 1000 for _ in range(rounds)]
-    return samples
+    with emu.Pool(size=1, warm_up=[AWK, AWK]) as warm, emu.Pool(size=1) as other:
+
+        def job_ms(pool: emu.Pool) -> float:
+            time.sleep(SETTLE_S)
+            return timed(lambda: pool.run(AWK, check=True)) * 1000
+
+        return in_turn(rounds, {"warmed_ms": partial(job_ms, warm), "unwarmed_ms": partial(job_ms, other)})
 
 
 def in_pools(rounds: int, report: Report) -> tuple[dict[str, str], dict[str, list[float]]]:

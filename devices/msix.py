@@ -35,6 +35,9 @@ class Msix:
         send: performs the write: address, data.
         state: what to start with; None: disabled, every vector masked.
 
+    Raises:
+        ValueError: so many cannot be, or the state is not of so many.
+
     Attributes:
         table: the vector table, a page of a BAR.
         pending: the pending bit array, a page of a BAR.
@@ -44,6 +47,8 @@ class Msix:
     def __init__(self, count: int, send: Callable[[int, int], None], state: MsixState | None = None) -> None:
         if not 1 <= count <= MOST_VECTORS:
             raise ValueError(f"{count} MSI-X vectors: there can be 1 to {MOST_VECTORS}")
+        if state and (len(state.table) != count * ENTRY_SIZE or not 0 <= state.pending < 1 << count):
+            raise ValueError(f"an MSI-X table of {len(state.table)} bytes for {count} vectors")
         self.count = count
         self._send = send
         self._control = state.control if state else 0

@@ -9,7 +9,6 @@ import errno
 import os
 import re
 import struct
-import tempfile
 from collections.abc import Iterator, Sequence
 from copy import copy
 
@@ -207,8 +206,10 @@ class Overlay:
 
     def _open_file(self) -> int:
         if self.path is None:
+            from tempfile import TemporaryFile  # 10 ms, for overlays only
+
             try:
-                with tempfile.TemporaryFile(prefix="overlay-") as file:
+                with TemporaryFile(prefix="overlay-") as file:
                     os.truncate(file.fileno(), self._data + len(self._map) * CLUSTER)
                     return os.dup(file.fileno())
             except OSError as error:

@@ -107,6 +107,9 @@ class PciFunction:
         intx: its interrupt line, shared with others at the controller; None: it has none.
         state: what to start with; None: as after power-on.
 
+    Raises:
+        ValueError: the state's configuration space has another size.
+
     Attributes:
         capability_offsets: where each capability begins in configuration space.
         mapping_changed: called when its memory has moved, appeared or vanished; the bus sets it.
@@ -133,6 +136,8 @@ class PciFunction:
         self._writable = registers.writable
         self.restored = state is not None
         if state:
+            if len(state.config) != CONFIG_SIZE:
+                raise ValueError(f"{len(state.config)} bytes of configuration space in place of {CONFIG_SIZE}")
             self._config[:] = state.config
             self._drive_intx()
 

@@ -5,7 +5,6 @@ The guest's end is `emu/images/agent.sh`, which says what goes over the ports.
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from time import monotonic
 from typing import Protocol
 
 from devices.frozen import frozen
+from devices.log import Log
 from emu.console import Console
 from emu.errors import GuestError, GuestStopped, GuestTimeout
 from emu.guest import Result
@@ -22,7 +22,7 @@ from emu.slot import PortLike, Slot, SlotState
 
 __all__ = ["PORTS", "Channel", "ChannelState", "PortDevice"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 SLOTS = 24                      # commands that run at a time; more wait
 PORTS = 2 + 2 * SLOTS           # that the device should have: two for each command, and those of the next lines
@@ -94,10 +94,11 @@ class Channel:
         self._port.opened = self._opened
         self._port.open()
         self._renewer = device.port(RENEW_PORT, RENEW_NAME)
-        self._renewer.received = lambda _data: self._set_right(RENEW_NAME)
+        self._renewer.received = self._renewed
         self._renewer.opened = lambda _is_open: self._set_right(RENEW_NAME)
         self._renewer.open()
         self._awaited: set[str] = set()     # what has to set a copied guest right before commands run
+        self._renews_again = False          # after what it does for the one that this is a copy of
         if self.alive:
             self._take_over(dict(state.slots))
             self._renew()
@@ -120,6 +121,7 @@ class Channel:
             if slot.state is SlotState.BUSY and not slot.is_settling:
                 slot.kill()
                 self._send(f"kill {slot.number}")
+        self._renews_again = RENEW_NAME in self._awaited
         self._renew()
 
     @property
@@ -131,7 +133,15 @@ class Channel:
         """Have the guest differ from the one that it is a copy of, and its clock set."""
         if self.renews:
             self._awaited.add(RENEW_NAME)
+            if not self._renews_again:
+                self._renewer.send(b"\n")
+
+    def _renewed(self, _data: bytes) -> None:
+        if self._renews_again:
+            self._renews_again = False
             self._renewer.send(b"\n")
+        else:
+            self._set_right(RENEW_NAME)
 
     def _set_right(self, name: str) -> None:
         """One of those that set a copied guest right has done so, or has gone."""

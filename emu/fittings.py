@@ -232,4 +232,8 @@ def _disk_device(image: DiskImage, state: BlkState | None) -> Blk:
         disk = Overlay(base, None if image.overlay is True else image.overlay)
     else:
         disk = Image(image.path, image.read_only)
-    return Blk(disk, os.path.basename(image.path), state)
+    try:
+        return Blk(disk, os.path.basename(image.path), state)
+    except BaseException:
+        disk.close()
+        raise

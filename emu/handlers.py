@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from emu.errors import EmuError
+from hypercalls.builtin import BUILT_IN
+from hypercalls.registry import Hypercall, Registry
+from hypercalls.syscalls import Syscall, SyscallTable
 
-__all__ = ["handlers"]
+__all__ = ["handlers", "registry", "syscall_table"]
 
 T = TypeVar("T")
 
@@ -32,3 +35,27 @@ def handlers(given: Sequence[T | str], kind: type[T]) -> Iterator[T]:
             yield from load_objects(one, kind)
         except LoadError as error:
             raise EmuError(str(error)) from None
+
+
+def registry(own: Sequence[Hypercall]) -> Registry:
+    """The built-in hypercalls, and a user's.
+
+    Raises:
+        EmuError: two have one number.
+    """
+    try:
+        return Registry((*BUILT_IN, *own))
+    except ValueError as error:
+        raise EmuError(str(error)) from None
+
+
+def syscall_table(own: Sequence[Syscall]) -> SyscallTable:
+    """A user's system calls.
+
+    Raises:
+        EmuError: two have one number.
+    """
+    try:
+        return SyscallTable(own)
+    except ValueError as error:
+        raise EmuError(str(error)) from None

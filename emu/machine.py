@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -20,6 +21,7 @@ from emu.console import Console
 from emu.cpu.entry import enter
 from emu.errors import EmuError
 from emu.fittings import Fittings, VsockNetwork
+from emu.handlers import registry, syscall_table
 from emu.loader import BootState
 from emu.machine_state import MachineState, fittings_state
 from emu.memory import GuestMemory
@@ -28,9 +30,6 @@ from emu.poller import Poller
 from emu.run_loop import RunLoop, StopReason
 from emu.services import MARKS_KEPT, MachineServices, Mark
 from emu.stats import ExitRow, ExitStats, Kind
-from hypercalls.builtin import BUILT_IN
-from hypercalls.registry import Registry
-from hypercalls.syscalls import SyscallTable
 
 if TYPE_CHECKING:
     from emu.process.client import MachineProcess
@@ -76,15 +75,24 @@ class Machine(GuestCommands):
         self._native_before: Counter[str] = Counter()       # of boards that a reset has put away
         self._load: Callable[[GuestMemory], BootState] | None = None
         self.marks: deque[Mark] = deque(maxlen=MARKS_KEPT)
-        self._hypercalls, self._syscalls = _registry(fittings), _syscall_table(fittings)
+        self._hypercalls, self._syscalls = registry(fittings.hypercalls), syscall_table(fittings.syscalls)
         self._poller = Poller()
         self._poller.call_back = self._accounting.between("files", self._poller.call_back)
         self._loop = RunLoop(self._poller, self._accounting, self._restart)
         self._plugged = Plugged(
             fittings, self._poller, self.drive, lambda data: self.console.feed(data), state.plugged if state else None
         )
-        self._make_board(state.board if state else None)
-        self._loop.open()
+        with ExitStack() as undo:
+            undo.callback(self._plugged.close)
+            self._make_board(state.board if state else None)
+            undo.callback(self.board.close)
+            self._loop.open()
+            undo.callback(self._loop.close)
+            self._connect(fittings, state)
+            undo.pop_all()
+
+    def _connect(self, fittings: Fittings, state: MachineState | None) -> None:
+        """Make the console and the channel, and go on with what the state says."""
         hvc = self._plugged.hvc
         console = Console(self._console_send, self.drive, self.watch_fd, self.unwatch_fd, hvc.resize if hvc else None)
         if state is None:
@@ -384,20 +392,6 @@ class Machine(GuestCommands):
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-
-def _registry(fittings: Fittings) -> Registry:
-    try:
-        return Registry((*BUILT_IN, *fittings.hypercalls))
-    except ValueError as error:
-        raise EmuError(str(error)) from None
-
-
-def _syscall_table(fittings: Fittings) -> SyscallTable:
-    try:
-        return SyscallTable(fittings.syscalls)
-    except ValueError as error:
-        raise EmuError(str(error)) from None
 
 
 def _sleep_ns(nanoseconds: int) -> None:

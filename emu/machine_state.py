@@ -72,6 +72,21 @@ class MachineState:
     channel: ChannelState | None
     ready: bool
 
+    def check_devices(self) -> None:
+        """Check that each device is one that was plugged in.
+
+        Raises:
+            ValueError: there are others, or some are missing.
+        """
+        there, plugged = self.fittings, self.plugged
+        expected = len(there.shares), len(there.disks), there.hvc, there.channel, there.channel, there.vsock
+        alone = plugged.hvc, plugged.ports, self.channel, plugged.vsock
+        devices = len(plugged.shares), len(plugged.disks), *(state is not None for state in alone)
+        # The random number generator is always there
+        functions = 1 + len(there.shares) + len(there.disks) + there.hvc + there.channel + there.vsock
+        if devices != expected or len(self.board.peripherals.functions) != functions:
+            raise ValueError("its devices are not those that it says were plugged in")
+
 
 def _entry(tag: str, share: Share) -> ShareEntry:
     return ShareEntry(tag, os.path.abspath(share.path), share.read_only, share.security)

@@ -81,16 +81,21 @@ class Plugged:
         self.hvc_speaks = False
         self.files = fittings.whole_files()
         self._rng = Rng(state=state.rng if state else None)
-        self._shares = fittings.share_devices(state.shares if state else None)
-        self._fitted: list[VirtioDevice] = [self._rng, *self._shares]
+        self._fitted: list[VirtioDevice] = [self._rng]
         try:
-            self._disks = fittings.disk_devices(state.disks if state else None)
-        except EmuError:
+            self._plug(fittings, poller, drive, state)
+        except BaseException:
             self.close()
             raise
+
+    def _plug(self, fittings: Fittings, poller: Poller, drive: Drive, state: PluggedState | None) -> None:
+        self._shares = fittings.share_devices(state.shares if state else None)
+        self._fitted += self._shares
+        self._disks = fittings.disk_devices(state.disks if state else None)
+        self._fitted += self._disks
         self.hvc = self._make_hvc(state.hvc if state else None) if fittings.hvc else None
         self.ports = Console(CHANNEL_PORTS, state.ports if state else None) if fittings.channel else None
-        self._fitted += [*self._disks, *(device for device in (self.hvc, self.ports) if device)]
+        self._fitted += [device for device in (self.hvc, self.ports) if device]
         self._vsock_state = state.vsock if state and state.vsock else VsockState(GUEST_CID)
         if fittings.vsock is not False:
             from emu.vsock import VsockHost  # 5 ms

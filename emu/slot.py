@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import enum
-import logging
 import os
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from devices.log import Log
 from emu.job import KILLED, Job, Output, shown
 
 __all__ = ["Marks", "PortLike", "Slot", "SlotState"]
 
-_log = logging.getLogger("emu.channel")
+_log = Log("emu.channel")
 
 MARK = b"\x1e"
 CODE_SIZE = 4                   # of what follows a mark's token

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 from devices import Clock, OutsideMemory
 from devices.frozen import frozen
+from devices.log import Log
 from hypercalls.call import ACCESS_BUDGET, Call, CallMemory, Endless, GuestFault, Services
 from hypercalls.mailbox import CAPACITY
 from hypercalls.registry import Hypercall
@@ -21,7 +21,7 @@ MOST_LOGGED = 20                        # complaints about one hypercall: a gues
 Read = Callable[[], int]
 Write = Callable[[int], None]
 
-logger = logging.getLogger("hypercalls")
+logger = Log("hypercalls")
 
 
 def format_registers(registers: Mapping[str, int]) -> str:

@@ -74,6 +74,9 @@ class KvmClockState:
         tsc, ns, multiplier, shift: the point in time and the rate that it holds.
         hz: the TSC's frequency; the guest's TSC goes on where it stood.
         stop_untold: the guest may not yet have seen that it did not run.
+
+    Raises:
+        ValueError: a page cannot show this.
     """
 
     page: int | None
@@ -85,6 +88,14 @@ class KvmClockState:
     hz: int
     stop_untold: bool
 
+    def __post_init__(self) -> None:
+        try:
+            SYSTEM_TIME.pack(self.version, 0, self.tsc, self.ns, self.multiplier, self.shift, 0)
+        except struct.error:
+            raise ValueError("a time that kvmclock cannot show") from None
+        if not 0 < self.hz < 1 << 64:
+            raise ValueError(f"a TSC of {self.hz} Hz")
+
 
 class KvmClock:
     """The two clocks of one CPU.
@@ -95,6 +106,9 @@ class KvmClock:
         sample: the guest's TSC and guest time in nanoseconds, taken at one moment.
         wait: lets a number of nanoseconds pass; used only when the guest asks within 10 ms of the machine's start.
         state: what to go on with; None: off.
+
+    Raises:
+        OutsideMemory: the state's page is not in RAM.
     """
 
     def __init__(
@@ -123,6 +137,7 @@ class KvmClock:
             self._point = state.tsc, state.ns, state.multiplier, state.shift
             self._hz = state.hz
             if self._page is not None:
+                memory.read(self._page, SYSTEM_TIME.size)       # it is there
                 self._timer.arm(clock.now_ns() + FIRST_LOOK_NS)
 
     def save(self) -> KvmClockState:

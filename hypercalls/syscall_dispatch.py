@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from devices import Clock, OutsideMemory
+from devices.log import Log
 from hypercalls.call import ACCESS_BUDGET, Endless
 from hypercalls.dispatch import MOST_LOGGED, format_registers
 from hypercalls.syscalls import PASS, Syscall, SyscallCall, SyscallResult, UserMemory, UserSpace
@@ -17,7 +17,7 @@ __all__ = ["Caller", "SyscallDispatcher"]
 RESULT_MIN, RESULT_MAX = -1 << 63, (1 << 64) - 1
 ROOT_MASK = ~0xFFF                      # CR3 without its flags, or the process-context identifier
 
-logger = logging.getLogger("hypercalls.syscalls")
+logger = Log("hypercalls.syscalls")
 
 
 class Caller(Protocol):

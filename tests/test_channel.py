@@ -28,7 +28,7 @@ SHELLS = {
     for name, argv in {"busybox": ("/bin/busybox", "sh"), "dash": ("/bin/dash",)}.items()
     if os.access(argv[0], os.X_OK)
 }
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module", params=SHELLS)
@@ -614,6 +614,59 @@ def test_a_fork_is_renewed_before_it_runs_commands() -> None:
     assert bytes(guest.ports[RENEW_PORT].sent) == b"\n\n" and bytes(guest.ports[1].sent) == b""
     guest.ports[RENEW_PORT].say(b"\n")
     assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
+
+
+def test_a_fork_in_the_midst_of_a_renewal_is_renewed_once_more() -> None:
+    """The first answer is to what the original has asked for, in which both draw the same numbers."""
+    guest = FakeGuest(ONE_FREE_SLOT, is_open=(0, 1, 2, RENEW_PORT))
+    guest.channel.forked()
+    guest.channel.start("command")
+    assert bytes(guest.ports[RENEW_PORT].sent) == b"\n"
+    guest.ports[RENEW_PORT].say(b"\n")
+    assert bytes(guest.ports[RENEW_PORT].sent) == b"\n\n" and bytes(guest.ports[1].sent) == b""
+    guest.ports[RENEW_PORT].say(b"\n")
+    assert bytes(guest.ports[1].sent) == b"l 1 0\ncommand\n"
+
+
+def test_what_ran_for_the_original_is_killed_in_a_fork_and_forgotten() -> None:
+    guest = FakeGuest().with_slot()
+    guest.channel.forked()
+    assert guest.ports[0].sent.endswith(b"kill 0\n")
+    guest.ports[1].say(b"late")
+    for port in (1, 2):
+        guest.ports[port].set_open(False)
+    assert guest.job.stdout.read() == b""
+    own = guest.channel.start("own")
+    guest.open_slot()
+    assert guest.ports[1].sent.endswith(b"l 1 0\nown\n")
+    guest.ports[1].say(b"out")
+    guest.mark(b"000\n")
+    assert (own.status, own.stdout.read()) == (0, b"out")
+
+
+def test_what_is_over_or_free_is_left_alone_in_a_fork() -> None:
+    guest = FakeGuest().with_slot()
+    guest.mark(b"000\n")
+    guest.channel.forked()                          # something that it left behind may still write
+    guest.mark(b"eof\n")
+    guest.channel.forked()
+    assert b"kill" not in guest.ports[0].sent
+    guest.channel.start("own")
+    assert guest.ports[1].sent.endswith(b"l 1 0\nown\n")
+
+
+def test_a_slot_that_was_asked_for_before_a_fork_is_used_after_it() -> None:
+    guest = FakeGuest()
+    guest.driver_ready = True
+    guest.ports[0].set_open(True)
+    guest.say(b"hello 1\n")
+    waiting = guest.channel.start("of the original")
+    guest.channel.forked()
+    own = guest.channel.start("own")
+    guest.open_slot()
+    assert bytes(guest.ports[1].sent) == b"n\nl 1 0\nown\n"
+    guest.mark(b"005\n")
+    assert (own.status, waiting.is_over) == (5, False)
 
 
 def test_a_guest_that_is_not_set_right_does_not_keep_commands_waiting_for_ever(

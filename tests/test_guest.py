@@ -25,7 +25,7 @@ SHELLS = {
     }.items()
     if os.access(argv[0], os.X_OK)
 }
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 Run = Callable[..., guest_module.Result]
 

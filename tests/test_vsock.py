@@ -20,6 +20,7 @@ from emu.errors import EmuError, GuestError, GuestStopped, GuestTimeout
 from emu.vsock import VsockHost
 from tests.devices.fakes import FakeClock
 from tests.devices.virtio.vsock_guest import GUEST_CID, FakeBackend, Guest, Packet
+from tests.support.forks import in_fork
 
 Callback = Callable[[], None]
 
@@ -567,4 +568,139 @@ def test_transport_reset_closes_sockets_and_goes_on_listening(bench: Bench, path
     old, _port = call(bench, path)
     bench.guest.device.transport_reset()
     assert old.recv(100) == b""
+    call(bench, path)
+
+
+# -- processes that fork -----------------------------------------------------------------------------------------------
+
+
+def become_a_fork(bench: Bench, path: Path | None) -> None:
+    """What a machine does with its sockets in a process that was forked."""
+    bench.files.watched.clear()
+    bench.guest.device.transport_reset()
+    bench.host.forked(path)
+    bench.guest.receive()
+
+
+def test_a_fork_ends_no_connection_of_the_original(bench: Bench, path: Path) -> None:
+    sock, port = call(bench, path)
+
+    def child() -> list[int]:
+        become_a_fork(bench, None)
+        bench.files.settle()
+        bench.guest.send(Op.RW, 22, port, b"to nobody")
+        ops = bench.ops()
+        bench.guest.device.close()
+        bench.host.close()
+        return ops
+
+    assert in_fork(child) == [Op.RST]
+    sock.sendall(b"question")
+    assert [packet.data for packet in bench.packets()] == [b"question"]
+    bench.guest.send(Op.RW, 22, port, b"answer")
+    assert sock.recv(100) == b"answer"
+    assert path.exists()
+
+
+def test_a_fork_sends_nothing_of_what_the_original_still_has_to(bench: Bench, path: Path) -> None:
+    """The guest has sent more than its peer reads, and closed: the rest is the original's to send, once."""
+    sock, port = call(bench, path)
+    data = os.urandom(BUFFER_SIZE)
+    sent = 0
+    while sent < len(data):
+        bench.guest.send(Op.RW, 22, port, data[sent : sent + 60_000])
+        sent += 60_000
+    bench.guest.send(Op.SHUTDOWN, 22, port, flags=SHUTDOWN_BOTH)
+
+    def child() -> None:
+        become_a_fork(bench, None)
+        bench.files.settle()
+        bench.host.close()
+
+    sock.settimeout(None)
+    sock.setblocking(False)
+    in_fork(child)
+    came = bytearray()
+    for _ in range(1000):
+        bench.packets()
+        with suppress(BlockingIOError):
+            while part := sock.recv(1 << 16):
+                came += part
+            break
+    assert bytes(came) == data
+
+
+def test_a_fork_has_a_socket_file_of_its_own(bench: Bench, path: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.sock"
+
+    def child() -> tuple[list[int], bool, bool]:
+        become_a_fork(bench, own)
+        assert bench.host.path == own
+        sock, _port = call(bench, own)
+        sock.close()
+        bench.packets()
+        with pytest.raises(BlockingIOError):
+            stray.recv(1)
+        bench.guest.device.close()
+        bench.host.close()
+        return [], own.exists(), path.exists()
+
+    stray = client(path)                    # whom only the original may accept
+    stray.setblocking(False)
+    assert in_fork(child) == ([], False, True)
+    stray.setblocking(True)
+    stray.sendall(b"CONNECT 7\n")
+    (packet,) = bench.packets()
+    assert packet.header.dst_port == 7
+    call(bench, path)
+
+
+def test_in_a_fork_the_guests_calls_go_to_its_own_files(bench: Bench, path: Path, tmp_path: Path) -> None:
+    listening = server(f"{path}_80")
+    own = server(f"{tmp_path / 'own.sock'}_80")
+
+    def child(place: Path | None) -> list[int]:
+        become_a_fork(bench, place)
+        bench.guest.send(Op.REQUEST, 1000, 80)
+        ops = bench.ops()
+        bench.guest.device.close()
+        bench.host.close()
+        return ops
+
+    assert in_fork(lambda: child(None)) == [Op.RST]
+    assert in_fork(lambda: child(tmp_path / "own.sock")) == [Op.RESPONSE]
+    own.accept()[0].close()
+    listening.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listening.accept()
+    listening.close()
+    own.close()
+
+
+def test_a_fork_listens_to_nothing_that_pythons_original_listens_to(bench: Bench) -> None:
+    with bench.host.listen(50) as listener:
+        bench.guest.send(Op.REQUEST, 1000, 50)
+        assert bench.ops() == [Op.RESPONSE]
+
+        def child() -> list[int]:
+            become_a_fork(bench, None)
+            assert not listener.waiting
+            bench.guest.send(Op.REQUEST, 1001, 50)
+            ops = bench.ops()
+            bench.host.listen(50).close()
+            return ops
+
+        assert in_fork(child) == [Op.RST]
+        with listener.accept() as stream:
+            bench.guest.send(Op.RW, 1000, 50, b"to the original")
+            assert stream.recv(100) == b"to the original"
+
+
+def test_a_fork_without_room_for_its_socket_file_says_so(bench: Bench, path: Path) -> None:
+    def child() -> str:
+        with pytest.raises(EmuError) as info:
+            become_a_fork(bench, path)      # the original's
+        return str(info.value)
+
+    assert "another program listens there" in in_fork(child)
     call(bench, path)

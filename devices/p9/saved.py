@@ -52,8 +52,16 @@ class FidState:
 
 @frozen
 class P9State:
-    """A session: the largest message agreed on (0: none), file systems seen, and fids."""
+    """A session: the largest message agreed on (0: none), file systems seen, and fids.
+
+    Raises:
+        ValueError: two fids have one number.
+    """
 
     msize: int = 0
     devices: tuple[int, ...] = ()
     fids: tuple[FidState, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({fid.number for fid in self.fids}) < len(self.fids):
+            raise ValueError("two fids with one number")

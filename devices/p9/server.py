@@ -189,7 +189,11 @@ class P9Server:
     def __init__(self, export: Export, state: P9State | None = None, limits: Limits | None = None) -> None:
         self._session = Session(export, limits or Limits.of_process())
         if state is not None:
-            restore(self._session, state)
+            try:
+                restore(self._session, state)
+            except BaseException:
+                self.close()
+                raise
 
     def handle(self, chain: Chain) -> int:
         """Answer a request; how many bytes of the chain's writable part the reply is.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import struct
 from collections.abc import Callable, Sequence
 
 from devices.disk import SECTOR, Disk, DiskError
 from devices.frozen import frozen
+from devices.log import Log
 from devices.overlay import branched, settle
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Chain, Queue
 
 __all__ = ["Blk", "BlkState"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE = 1 << 1, 1 << 2, 1 << 5, 1 << 6        # feature bits
 F_FLUSH, F_DISCARD, F_WRITE_ZEROES = 1 << 9, 1 << 13, 1 << 14

@@ -70,7 +70,7 @@ class CommonConfig:
         state: what to start with; None: as after a reset.
 
     Raises:
-        ValueError: the state is of a device with more queues, or with fewer.
+        ValueError: the state is not of a device with so many queues and vectors.
 
     Attributes:
         status, generation, driver_features, config_vector, queues: the registers.
@@ -87,12 +87,20 @@ class CommonConfig:
         self._owner = owner
         self._offered = offered
         self._queue_sizes = tuple(queue_sizes)
-        if state and len(state.queues) != len(queue_sizes):
-            raise ValueError(f"a virtio device has {len(queue_sizes)} queues, and had {len(state.queues)}")
         self._vectors = vectors
+        if state:
+            self._check(state)
         self.generation = 0
         self._load(state or self._after_reset())
         self._readers, self._writers = self._registers()
+
+    def _check(self, state: CommonConfigState) -> None:
+        queues, expected = len(state.queues), len(self._queue_sizes)
+        if queues != expected:
+            raise ValueError(f"a virtio device has {expected} queues, and had {queues}")
+        for vector in state.config_vector, *(setup.vector for setup in state.queues):
+            if vector != NO_VECTOR and not 0 <= vector < self._vectors:
+                raise ValueError(f"a virtio device has {self._vectors} vectors, and used vector {vector}")
 
     def _after_reset(self) -> CommonConfigState:
         queues = tuple(QueueSetup(QueueState(size)) for size in self._queue_sizes)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Callable, Sequence
 
 from devices.frozen import frozen
+from devices.log import Log
 from devices.virtio.console_port import Port, PortState
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Queue
 
 __all__ = ["Console", "ConsoleState"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 F_SIZE, F_MULTIPORT, F_EMERG_WRITE = 1 << 0, 1 << 1, 1 << 2                     # feature bits
 

@@ -37,7 +37,7 @@ class VirtioDevice:
         pci_class: 24-bit PCI class code.
         features: device-specific feature bits it offers; the transport adds its own (VERSION_1, rings' features).
         queue_sizes: most entries of each virtqueue, each a power of two.
-        refuses: once it needs a reset it still takes requests, to refuse them (`refuse`).
+        refuses: once it needs a reset it still takes requests, to refuse them (`refuse_all`).
         transport: set by the transport when it takes the device.
     """
 
@@ -73,7 +73,7 @@ class VirtioDevice:
         """
         raise NotImplementedError
 
-    def refuse(self, index: int) -> None:
+    def refuse_all(self, index: int) -> None:
         """The driver has made buffers available, as for `notify`, but the device needs a reset."""
 
     def reset(self) -> None:

@@ -63,7 +63,7 @@ class Virtio9p(VirtioDevice):
         finally:
             queue.signal()
 
-    def refuse(self, index: int) -> None:
+    def refuse_all(self, index: int) -> None:
         """Answer every request in the queue with EIO.
 
         Who waits for an answer of Linux' client cannot be killed, and no driver is unbound before it has them all.

@@ -6,13 +6,13 @@ vector a queue, or one for all where there are many queues, or by the function's
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Callable
 from functools import partial
 
 from devices import IrqLine, Memory, MmioDevice
 from devices.frozen import frozen, replace
+from devices.log import Log
 from devices.msix import CONTROL_WRITABLE, Msix, MsixState
 from devices.pci_function import INTERRUPT_LINE, PAGE, Bar, Capability, Identity, PciFunction, PciFunctionState
 from devices.virtio import common_config
@@ -54,7 +54,7 @@ ISR_QUEUE, ISR_CONFIG = 1, 2
 DRIVER_STATUS = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED      # what the driver may set
 NO_IRQ = 0xFF
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 @frozen
@@ -176,7 +176,7 @@ class VirtioPci(PciFunction):
 
     def _activate(self) -> None:
         self._active = True
-        self._answer = self.device.refuse if self._common.status & NEEDS_RESET else self.device.notify
+        self._answer = self.device.refuse_all if self._common.status & NEEDS_RESET else self.device.notify
         self._notifiable.update(
             (NOTIFY_OFF_MULTIPLIER * index, index) for index, queue in enumerate(self._queues) if queue is not None
         )
@@ -262,11 +262,11 @@ class VirtioPci(PciFunction):
         if self._common.status & NEEDS_RESET:
             return
         # Once aloud: a driver can break the device and reset it for ever.
-        level, self._warned = logging.DEBUG if self._warned else logging.WARNING, True
-        _log.log(level, "virtio device %d needs a reset: %s", self.device.device_id, error)
+        say, self._warned = _log.debug if self._warned else _log.warning, True
+        say("virtio device %d needs a reset: %s", self.device.device_id, error)
         self.failure = str(error)
         self._common.status |= NEEDS_RESET
-        self._answer = self.device.refuse
+        self._answer = self.device.refuse_all
         if self.device.refuses:
             self.kick_all()
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 from devices import Memory, OutsideMemory
 from devices.frozen import frozen, replace
@@ -28,9 +29,7 @@ FLAGS, INDEX, RING = range(3)                   # driver and device area, in 16-
 DRIVER_ENTRY, DEVICE_ENTRY = 1, 4               # its entries of these sizes, and they by the EVENT_IDX field
 DEVICE_RING_32 = 1                              # where the device area's entries begin in 32-bit units
 
-# An indirect table of so many descriptors may be taken at once.
-FEW, MANY = 4, 128
-TABLES = [struct.Struct("<" + "QIHH" * entries) for entries in range(MANY + 1)]
+FEW, MANY = 4, 128                      # descriptors of an indirect table that may be taken at once
 IN_ORDER = tuple(range(1, MANY))
 
 LARGEST_QUEUE = 1 << 15
@@ -57,6 +56,12 @@ class QueueState:
     last_avail: int = 0
     next_used: int = 0
     signalled_used: int = 0
+
+
+@cache
+def _table(entries: int) -> struct.Struct:
+    """An indirect table of so many descriptors."""
+    return struct.Struct("<" + "QIHH" * entries)
 
 
 class Chain:
@@ -290,7 +295,7 @@ class Queue:
         """
         if entries > self.size:
             return None
-        fields, last = TABLES[entries].unpack(table), entries - 1
+        fields, last = _table(entries).unpack(table), entries - 1
         sizes, flags = fields[1::4], fields[2::4]
         readable = flags.count(F_NEXT)
         expected = (F_NEXT,) * readable + (F_NEXT | F_WRITE,) * (last - readable) + (F_WRITE,)

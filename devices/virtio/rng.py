@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 
 from devices.frozen import frozen
+from devices.log import Log
 from devices.virtio.device import BadRequest, VirtioDevice
 from devices.virtio.queue import Queue
 
 __all__ = ["Rng", "RngState"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 MOST_BYTES = 4096                       # in one buffer; the driver asks again for the rest of what it wants
 

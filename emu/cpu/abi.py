@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import sys
 from typing import Any
 
@@ -29,8 +28,9 @@ def library_path() -> str:
     Raises:
         UnsupportedHost: unicorn is missing, is not version 2.1.4, or this is not Linux on x86-64.
     """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise UnsupportedHost(f"this host is {platform.machine()} {sys.platform}; only x86-64 Linux is known")
+    machine = os.uname().machine
+    if sys.platform != "linux" or machine != "x86_64":
+        raise UnsupportedHost(f"this host is {machine} {sys.platform}; only x86-64 Linux is known")
     spec = importlib.util.find_spec("unicorn")
     if spec is None or spec.origin is None:
         raise UnsupportedHost(f"unicorn is not installed: {REMEDY}")

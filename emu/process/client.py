@@ -289,6 +289,9 @@ class MachineProcess:
             if not wait_readable(self._pidfd, CLOSE_S):
                 self._signal_end()
                 wait_readable(self._pidfd, None)
+        except BaseException:           # Ctrl-C
+            self._signal_end()
+            raise
         finally:
             self._let_go()
 

@@ -107,8 +107,10 @@ def _make(sock: socket.socket) -> Machine | None:
     machine, answer = None, m.Reply(frame.message.number, m.Done())
     try:
         machine = _made(frame.data)
-    except (EmuError, OSError, TypeError, ValueError) as error:
-        answer = m.Reply(frame.message.number, m.Failed(type(error).__name__, str(error)))
+    except Exception as error:                          # also what somebody's handlers raise
+        kind = type(error).__name__
+        text = str(error) if isinstance(error, EmuError | OSError | TypeError | ValueError) else f"{kind}: {error}"
+        answer = m.Reply(frame.message.number, m.Failed(kind, text))
     with suppress(OSError):                             # nobody waits for it any more
         wire.post(answer)
     return machine

@@ -124,13 +124,16 @@ def restore(
             try:
                 if memory.size != state.memory:
                     raise BadSnapshot(f"{path} is damaged: its RAM has another size than its machine")
+                state.check_devices()
                 with phase("make the machine"):
                     machine = Machine(memory, replace(fittings, disks=disks), accounting, state)
-            except ValueError as error:
+            except BaseException as error:
+                from traceback import clear_frames
+
+                clear_frames(error.__traceback__)       # a view of memory there would keep it from being closed
                 memory.close()
-                raise BadSnapshot(f"{path}: {error}") from None
-            except BaseException:
-                memory.close()
+                if isinstance(error, ValueError):
+                    raise BadSnapshot(f"{path}: {error}") from None
                 raise
             machine.snapshot_path = snapshot.path
             return machine

@@ -11,6 +11,7 @@ from emu import micro
 from emu.cpu.platform import Exit
 from emu.memory import GIB, HIGH_START, GuestMemory
 from emu.micro import ALIAS, CODE, MicroGuest
+from tests.support.forks import in_fork
 from tests.support.remedies import run_alone
 
 FUNCTION = CODE + 0x5000                # on a page of its own
@@ -210,6 +211,18 @@ def test_code_rewritten_inside_an_exit_is_executed_as_rewritten() -> None:
         head = call(FUNCTION, CODE) + b"\xe6\x98"                    # call; out 0x98, al
         guest.run(head + call(FUNCTION, CODE + len(head)) + b"\xf4")
         assert guest.registers.rax == 7
+
+
+def test_code_that_a_fork_has_dropped_is_still_noticed_here() -> None:
+    """Each process has code of its own, and notes of its own about which pages that is from."""
+    with MicroGuest() as guest:
+        guest.memory.write(FUNCTION, RETURN_1)
+        guest.put(call(FUNCTION, CODE) + b"\xe7\x99\xf4\xeb\xf6")   # call; out 0x99, eax; hlt; jmp to the call
+        assert guest.go() is Exit.HALT
+        in_fork(lambda: guest.memory.write(FUNCTION, RETURN_1))
+        guest.memory.write(FUNCTION + 1, b"\2")
+        assert guest.go() is Exit.HALT
+        assert [value for _, _, value in guest.outs] == [1, 2]
 
 
 def test_a_store_does_not_reach_memory_behind_a_page_end_twice() -> None:

@@ -164,7 +164,8 @@ def test_every_class_of_a_machine_is_as_a_dataclass_would_be() -> None:
     import emu.launch
     import emu.snapshot.machine  # noqa: F401
 
-    ours = [vars(module) for name, module in sys.modules.items() if name.startswith(("emu.", "devices.", "hypercalls."))]
+    packages = "emu.", "devices.", "hypercalls."
+    ours = [vars(module) for name, module in sys.modules.items() if name.startswith(packages)]
     kinds = {
         kind for names in ours for kind in names.values()
         if isinstance(kind, type) and "__frozen_defaults__" in vars(kind)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from devices.disk import SECTOR, DiskError, Image
-from devices.overlay import CLUSTER, OVERLAY_HEADER, Overlay
+from devices.disk import SECTOR, Disk, DiskError, Image
+from devices.overlay import CLUSTER, OVERLAY_HEADER, Overlay, branched, settle
 
 SECTORS = 67                        # a bit over eight clusters; the last is not whole
 SIZE = SECTORS * SECTOR
@@ -461,3 +462,166 @@ def test_overlays_agree_with_a_model(base: Path, tmp_path: Path, monkeypatch: py
             suppress_health_check=list(HealthCheck), database=None,
         ),
     )
+
+
+# -- processes that fork -----------------------------------------------------------------------------------------------
+
+
+class Clone:
+    """A disk of a process, and what it should hold. A fork of the process is a copy of the object whose descriptors
+    are other numbers, as they are in another table.
+    """
+
+    def __init__(self, disk: Overlay, content: bytes) -> None:
+        self.disk = disk
+        self.content = bytearray(content)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.disk.write(offset, [data])
+        self.content[offset : offset + len(data)] = data
+
+    def fork(self) -> Clone:
+        settle(self.disk)
+        child = branched(duplicate(self.disk))
+        assert isinstance(child, Overlay)
+        return Clone(child, bytes(self.content))
+
+    def check(self) -> None:
+        assert read(self.disk, 0, len(self.content)) == bytes(self.content)
+
+
+def duplicate(disk: Disk) -> Disk:
+    """What a forked process has in place of a disk."""
+    twin = copy(disk)
+    twin._fd = os.dup(disk._fd)             # type: ignore[attr-defined]
+    if isinstance(twin, Overlay):
+        twin._map = bytearray(twin._map)
+        twin.base = duplicate(twin.base)
+    return twin
+
+
+def layers(disk: Disk) -> int:
+    return 1 + layers(disk.base) if isinstance(disk, Overlay) else 0
+
+
+def test_parent_and_child_do_not_see_each_others_writes(base: Path) -> None:
+    parent = Clone(overlay_on(base), PLAIN)
+    parent.write(100, b"before")
+    first = parent.fork()
+    parent.write(200, b"parent")
+    first.write(200, b"first!")
+    second = parent.fork()
+    parent.write(104, b"again")
+    second.write(3 * CLUSTER - 2, b"across")
+    grandchild = first.fork()
+    first.write(0, b"1")
+    grandchild.write(0, b"2")
+    for clone in (parent, first, second, grandchild):
+        clone.check()
+        clone.disk.close()
+    assert base.read_bytes() == PLAIN
+
+
+def test_a_fresh_disk_takes_no_layer_more_for_another_fork(base: Path) -> None:
+    parent = Clone(overlay_on(base), PLAIN)
+    children = [parent.fork() for _ in range(5)]
+    assert layers(parent.disk) == 1 and all(layers(child.disk) == 1 for child in children)
+    parent.write(0, b"x")
+    children += [parent.fork() for _ in range(5)]
+    assert layers(parent.disk) == 2
+    for clone in (parent, *children):
+        clone.check()
+        clone.disk.close()
+
+
+@pytest.mark.parametrize("spread", [1, 37])
+def test_the_chain_stays_short_over_many_forks(tmp_path: Path, spread: int) -> None:
+    """Of a parent that writes before each, and of a child of a child of a child."""
+    size, rounds = 1 << 20, 200
+    (tmp_path / "big.img").write_bytes(bytes(size))
+    parent = Clone(overlay_on(tmp_path / "big.img"), bytes(size))
+    before = len(descriptors())
+    for number in range(rounds):
+        parent.write(number * spread * 512 % size, b"%06d" % number)
+        child = parent.fork()
+        child.check()
+        child.disk.close()
+        assert layers(parent.disk) <= 10
+    parent.check()
+    assert len(descriptors()) - before <= 10
+    line = parent
+    for number in range(rounds):
+        line.write(number * spread * 512 % size, b"%06d" % -number)
+        child = line.fork()
+        line.disk.close()
+        line = child
+        assert layers(line.disk) <= 10
+    line.check()
+    line.disk.close()
+
+
+def test_discarded_clusters_stay_zero_in_a_merged_layer(base: Path) -> None:
+    parent = Clone(overlay_on(base), PLAIN)
+    parent.write(0, b"x" * 3 * CLUSTER)
+    parent.fork().disk.close()
+    for first in (CLUSTER, 4 * CLUSTER):
+        parent.disk.discard(first, CLUSTER)
+        parent.content[first : first + CLUSTER] = bytes(CLUSTER)
+        parent.fork().disk.close()
+    assert layers(parent.disk) == 2
+    parent.check()
+    parent.disk.close()
+
+
+def test_a_snapshot_of_a_fork_has_all_layers(base: Path, tmp_path: Path) -> None:
+    parent = Clone(overlay_on(base), PLAIN)
+    for number in range(4):
+        parent.write(number * CLUSTER, b"%d" % number * (5000 - number))
+        child = parent.fork()
+    child.write(10, b"own")
+    child.disk.copy_to(tmp_path / "saved")
+    assert read(overlay_on(base, tmp_path / "saved", read_only=True)) == bytes(child.content)
+    for clone in (parent, child):
+        clone.disk.close()
+
+
+def test_what_cannot_have_a_layer_of_its_own_is_refused(base: Path, tmp_path: Path) -> None:
+    image = Image(base)
+    with pytest.raises(DiskError, match="written in place cannot be forked"):
+        settle(image)
+    image.close()
+    named = overlay_on(base, tmp_path / "named")
+    with pytest.raises(DiskError, match=r"named cannot be forked; only temporary ones can$"):
+        settle(named)
+    named.close()
+    shared = Image(base, read_only=True)
+    settle(shared)
+    assert branched(shared) is shared
+    shared.close()
+
+
+@pytest.mark.parametrize("at", ["file", "merge"])
+def test_a_disk_goes_on_where_there_is_no_room_for_another_layer(
+    base: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    parent = Clone(overlay_on(base), PLAIN)
+    parent.write(0, b"one")
+    parent.fork().disk.close()
+    parent.write(0, b"two")
+
+    def no_room(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile" if at == "file" else "devices.overlay.write_views", no_room)
+        for _ in range(3):
+            with pytest.raises(DiskError, match="No space left on device"):
+                settle(parent.disk)
+    assert descriptors() == before
+    parent.check()
+    parent.write(5, b"three")
+    child = parent.fork()
+    for clone in (parent, child):
+        clone.check()
+        clone.disk.close()

@@ -36,6 +36,7 @@ class FakeProcess:
         unseen: what of that `console_expect` has still to come to.
         stops: it stops when it is told to power off.
         gate: when set, `run` waits for it.
+        ends: how it was ended.
     """
 
     network: VsockNetwork
@@ -47,6 +48,7 @@ class FakeProcess:
     stops: bool = True
     gate: threading.Event | None = None
     diagnosis: Diagnosis = field(default_factory=lambda: Diagnosis("", "", "", "", ()))
+    ends: list[str] = field(default_factory=list)
     pid: int = 4711
     alive: bool = True
 
@@ -105,12 +107,14 @@ class FakeProcess:
         return self.diagnosis
 
     def kill(self) -> None:
+        self.ends.append("kill")
         self.alive = False
         if self.gate is not None:
             self.gate.set()
 
     def close(self) -> None:
-        self.kill()
+        self.ends.append("close")
+        self.alive = False
 
     def _check(self) -> None:
         if not self.alive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -42,6 +43,13 @@ def test_starts_when_it_is_first_used_and_only_then(machine: FleetMachine, templ
 
 
 def test_starts_once_though_two_threads_use_it(machine: FleetMachine, templates: FakeTemplates) -> None:
+    meeting = threading.Barrier(2)
+
+    def meet(_process: FakeProcess) -> None:
+        with suppress(threading.BrokenBarrierError):        # nobody else is there, as it should be
+            meeting.wait(SHORT_S)
+
+    templates.prepare_process = meet
     threads = [threading.Thread(target=machine.start) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -251,6 +259,7 @@ def test_a_guest_that_does_not_power_off(
 def test_crash_kills_and_keeps_the_console(machine: FleetMachine, process: FakeProcess) -> None:
     process.console = b"last words"
     machine.crash()
+    assert process.ends == ["kill", "close"], "at once: nobody waits for the guest"
     assert (process.alive, machine.is_running, machine.last_console) == (False, False, b"last words")
     machine.crash()
 

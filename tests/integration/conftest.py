@@ -51,4 +51,4 @@ def machine() -> Iterator[Machine]:
     with emu.boot(kernel="cloud", append=LOUD_SETTINGS) as machine:
         machine.wait_prompt()
         yield machine
-        assert complaints(machine.run("dmesg", timeout=20).stdout) == []
+        assert complaints(machine.run("dmesg", timeout=60).stdout) == []

@@ -56,7 +56,7 @@ class Program:
 
     def install(self, machine: Machine, path: str) -> None:
         """Put it into a guest, executable."""
-        machine.run(f"cat >{path}; chmod 755 {path}", input=self.elf, check=True, timeout=20)
+        machine.run(f"cat >{path}; chmod 755 {path}", input=self.elf, check=True, timeout=60)
 
 
 ILLEGAL = Program(64, """

@@ -20,7 +20,7 @@ from emu.run_loop import StopReason
 pytestmark = pytest.mark.integration
 
 BOOT_S = 60.0
-RUN_S = 20.0
+RUN_S = 60.0
 REST_S = 10.0
 
 

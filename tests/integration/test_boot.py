@@ -51,21 +51,21 @@ def booted(request: pytest.FixtureRequest) -> Iterator[tuple[str, Machine]]:
 def test_kernel_boots_to_the_shell_of_alpine(booted: tuple[str, Machine], kernels: dict[str, Path]) -> None:
     name, machine = booted
     assert identify(parse_bzimage(map_file(kernels[name]), name).payload) == PAYLOADS[name]
-    assert re.fullmatch(r"3\.\d+\.\d+\n", machine.run("cat /etc/alpine-release", timeout=20).stdout)
-    system, release, architecture = machine.run("uname -srm", timeout=20).stdout.split()
+    assert re.fullmatch(r"3\.\d+\.\d+\n", machine.run("cat /etc/alpine-release", timeout=60).stdout)
+    system, release, architecture = machine.run("uname -srm", timeout=60).stdout.split()
     assert (system, architecture) == ("Linux", "x86_64")
     assert release.endswith("-amd64") and release.endswith("-cloud-amd64") == (name == "cloud")
-    settings = machine.run("cat /proc/cmdline", timeout=20).stdout.strip()
+    settings = machine.run("cat /proc/cmdline", timeout=60).stdout.strip()
     assert settings == f"{BOARD_SETTINGS} {THROW_AWAY_SETTINGS} {LOUD_SETTINGS}"
 
 
 def test_clock_source_is_kvm_clock(booted: tuple[str, Machine]) -> None:
     question = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
-    assert booted[1].run(question, timeout=20).stdout == "kvm-clock\n"
+    assert booted[1].run(question, timeout=60).stdout == "kvm-clock\n"
 
 
 def test_kernel_has_nothing_to_complain_of(booted: tuple[str, Machine]) -> None:
-    messages = booted[1].run("dmesg", timeout=20).stdout
+    messages = booted[1].run("dmesg", timeout=60).stdout
     assert "Linux version" in messages and "Run /init as init process" in messages      # all of them are there
     assert complaints(messages) == []
 
@@ -194,7 +194,7 @@ def test_memory_above_4_gib_keeps_what_is_put_there() -> None:
     copies, block = 40, b"".join(b"%d\n" % number for number in range(1, 100_001))
     with emu.boot(kernel="cloud", memory=8 * GIB) as machine:
         machine.wait_prompt(BOOT_S)
-        check_memory(machine.run("cat /proc/iomem /proc/meminfo", timeout=20).stdout, 8 * GIB)
+        check_memory(machine.run("cat /proc/iomem /proc/meminfo", timeout=60).stdout, 8 * GIB)
         script = f"""
             used() {{ awk '/zone/ {{ zone = $4 }} zone == "Normal" && /nr_free_pages/ {{ print $2 }}' /proc/zoneinfo; }}
             cd /tmp; seq 100000 >block

@@ -34,7 +34,7 @@ PROGRAM_BYTES = PAGE * (1 + PAGES)      # a page for the headers
 
 MKFS = which("mkfs.ext4", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 DISK_BYTES = 4 * MIB
-START_S, RUN_S = 60.0, 20.0
+START_S, RUN_S = 60.0, 60.0
 
 STEP = """
     35 {number}               xor eax, {value:#x}

@@ -17,7 +17,7 @@ from emu.run_loop import StopReason
 
 pytestmark = pytest.mark.integration
 
-END_S = 20.0
+END_S = 60.0
 PANIC = "Kernel panic - not syncing: sysrq triggered crash"
 CRASH = "echo c >/proc/sysrq-trigger"
 

@@ -21,7 +21,7 @@ from emu.run_loop import StopReason
 pytestmark = pytest.mark.integration
 
 BOOT_S = 60.0
-RUN_S = 30.0
+RUN_S = 60.0
 
 
 @pytest.fixture(scope="module")

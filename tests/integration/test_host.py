@@ -23,7 +23,7 @@ from tests.support.descriptors import open_files
 
 pytestmark = pytest.mark.integration
 
-END_S = 20.0                            # by itself what is waited for goes on for ever
+END_S = 60.0                            # by itself what is waited for goes on for ever
 SOON_S = END_S / 2
 
 
@@ -41,7 +41,7 @@ def test_system_calls_are_counted(machine: Machine) -> None:
     def least(count: int) -> int:
         """System calls of a dd of that many blocks; what runs besides only adds, and more on a busy host."""
         script = f"dd if=/dev/zero of=/dev/null bs=1 count={count} 2>/dev/null"
-        return min(gained(machine, "syscall", lambda: machine.run(script, timeout=20)) for _ in range(3))
+        return min(gained(machine, "syscall", lambda: machine.run(script, timeout=60)) for _ in range(3))
 
     assert 9_900 < least(5001) - least(1) < 11_500
 
@@ -51,7 +51,7 @@ def test_bytes_are_counted_on_whichever_way_they_take(machine: Machine) -> None:
         stats = machine.stats()
         return stats.count(Kind.PORT_OUT, "com1") + stats.count(Kind.NATIVE, "serial byte")
 
-    machine.run("true", timeout=20)
+    machine.run("true", timeout=60)
     before = bytes_out()
     machine.console.sendline("head -c 20000 /dev/zero | tr '\\0' x; echo; echo through")
     machine.console.expect("x\r\nthrough")
@@ -63,7 +63,7 @@ def test_waiting_is_idle_time(machine: Machine) -> None:
 
     def idle_ns() -> int:
         before, started = machine.stats(), time.monotonic_ns()
-        machine.run("sleep 1", timeout=20)
+        machine.run("sleep 1", timeout=60)
         meanwhile, took = machine.stats() - before, time.monotonic_ns() - started
         assert 0 < meanwhile.run_ns < took - meanwhile.idle_ns
         assert meanwhile.count(Kind.RUN_END, "hlt") > 0
@@ -90,14 +90,14 @@ def second() -> Iterator[Machine]:
 
 def test_two_machines_are_used_in_turn(machine: Machine, second: Machine) -> None:
     for name, each in (("first", machine), ("second", second)):
-        each.run(f"echo {name} >/tmp/name", check=True, timeout=20)
+        each.run(f"echo {name} >/tmp/name", check=True, timeout=60)
     machine.console.sendline("sleep 1; echo slept")
     for _ in range(5):
-        assert second.run("cat /tmp/name", timeout=20).stdout == "second\n"
+        assert second.run("cat /tmp/name", timeout=60).stdout == "second\n"
     machine.console.expect("slept\r\n")
     for _ in range(5):
         for name, each in (("first", machine), ("second", second)):
-            assert each.run("cat /tmp/name", timeout=20).stdout == f"{name}\n"
+            assert each.run("cat /tmp/name", timeout=60).stdout == f"{name}\n"
 
 
 def test_two_machines_run_at_once_in_threads(machine: Machine, second: Machine) -> None:
@@ -162,22 +162,22 @@ def interrupted_after(seconds: float, work: Callable[[], object]) -> float:
     "while :; do echo something that goes through the serial port; done",
 ])  # fmt: skip
 def test_interrupt_ends_the_wait_at_once_and_the_machine_goes_on(machine: Machine, busy: str) -> None:
-    machine.run("true", timeout=20)
+    machine.run("true", timeout=60)
     machine.console.sendline(busy)
     machine.drive(lambda: False, 0.2)
     for number in range(20):
         assert interrupted_after(0.01 + 0.0037 * number, lambda: machine.drive(lambda: False, END_S)) < SOON_S
     machine.console.sendcontrol("c")
-    assert machine.run("echo on", timeout=20).stdout == "on\n"
+    assert machine.run("echo on", timeout=60).stdout == "on\n"
 
 
 def test_interrupt_in_the_midst_of_a_device_s_work_leaves_it_whole(machine: Machine) -> None:
     def interrupt(_data: bytes) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    machine.run("true", timeout=20)
+    machine.run("true", timeout=60)
     machine.console.sendline("stty -echo; echo ready; read -r _; seq 2000; echo sum $((40 + 2))")
-    machine.console.expect("ready\r\n", timeout=20)
+    machine.console.expect("ready\r\n", timeout=60)
     machine.serial_sinks.append(interrupt)
     machine.console.sendline()
     try:
@@ -186,7 +186,7 @@ def test_interrupt_in_the_midst_of_a_device_s_work_leaves_it_whole(machine: Mach
                 machine.drive(lambda: False, 20)
     finally:
         machine.serial_sinks.remove(interrupt)
-    machine.console.expect("sum 42\r\n", timeout=20)
+    machine.console.expect("sum 42\r\n", timeout=60)
     assert machine.console.before.endswith("".join(f"{n}\r\n" for n in range(1, 2001)))
     machine.console.sendline("stty echo")
 
@@ -211,7 +211,7 @@ def test_interrupt_reaches_the_handler_that_the_program_has_set(machine: Machine
 def test_interrupted_run_leaves_a_console_that_can_be_used(machine: Machine) -> None:
     interrupted_after(0.3, lambda: machine.run("sleep 1000"))
     machine.console.sendcontrol("c")
-    assert machine.run("echo on", timeout=20).stdout == "on\n"
+    assert machine.run("echo on", timeout=60).stdout == "on\n"
 
 
 # ---- `emu boot` on a terminal

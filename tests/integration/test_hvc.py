@@ -21,7 +21,7 @@ from tests.integration.test_host import Terminal
 pytestmark = pytest.mark.integration
 
 BOOT_S = 60.0
-RUN_S = 30.0
+RUN_S = 60.0
 COLUMNS, ROWS = 132, 43
 
 

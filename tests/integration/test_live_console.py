@@ -19,7 +19,7 @@ def console(machine: Machine) -> emu.console.Console:
     """The machine's console, at a prompt, nothing unread."""
     console = machine.console
     console.sendline("stty -echo; echo at its $((4 * 8))")
-    console.expect("at its 32\r\n.*# ", timeout=20)
+    console.expect("at its 32\r\n.*# ", timeout=60)
     console.discard()
     return console
 
@@ -67,7 +67,7 @@ def test_logfile_and_history_have_all_of_the_output(
 ) -> None:
     console.logfile = log
     console.sendline("for i in $(seq 400); do echo $i 世界; done; echo through")
-    console.expect("through\r\n", timeout=20)
+    console.expect("through\r\n", timeout=60)
     console.logfile = None
     output = "".join(f"{n} 世界\r\n" for n in range(1, 401)) + "through\r\n"
     written = log.getvalue()

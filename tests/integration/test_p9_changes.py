@@ -18,7 +18,7 @@ from emu.memory import KIB
 
 pytestmark = pytest.mark.integration
 
-START_S, RUN_S = 60.0, 30.0
+START_S, RUN_S = 60.0, 60.0
 ROUNDS = 30
 REPLACER = """
 import itertools, os, sys, time

@@ -108,7 +108,7 @@ def test_each_machine_has_other_random_numbers(pool: emu.Pool) -> None:
 def test_limits(pool: emu.Pool) -> None:
     with pytest.raises(GuestTimeout):
         pool.run("sleep 1000", timeout=0.2)
-    with emu.Pool("alpine", size=1, memory_limit=40 * MIB, timeout=JOB_S) as limited:
+    with emu.Pool("alpine", size=1, memory_limit=32 * MIB, timeout=JOB_S) as limited:
         with pytest.raises(MemoryLimit):
             limited.run("head -c 45000000 /dev/zero >/tmp/x; sleep 1000")
         assert limited.run("true").status == 0

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.integration
 
 MIB = 1 << 20
 SIZE = 2
-WARM = 40                               # jobs before the first look: arenas and caches have their size then
+WARM = 20                               # jobs before the first look: arenas and caches have their size then
 MOST_GROWTH = 24 * MIB                  # of memory, a leak of 2.5 KiB a job in the long run
 MOST_PROCESSES = 1 + 2 * SIZE           # the zygote, machines with jobs, machines that stand ready
 PRINT_EVERY = 500
 
 full_size = (pytest.mark.soak, pytest.mark.timeout(7200))
-job_counts = pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=full_size)])
+job_counts = pytest.mark.parametrize("count", [20, pytest.param(10_000, marks=full_size)])
 
 WORK = "echo hello >/tmp/work; sha256sum /tmp/work"
 ROUND = (*["true"] * 15, *[WORK] * 3, "exit 3", "head -c 200000 /dev/zero")

@@ -64,7 +64,7 @@ def machine() -> Iterator[Machine]:
     with emu.boot(kernel="cloud", append=LOUD_SETTINGS, syscalls=syscalls) as machine:
         machine.wait_prompt()
         yield machine
-        assert complaints(machine.run("dmesg", timeout=20).stdout) == []
+        assert complaints(machine.run("dmesg", timeout=60).stdout) == []
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +167,7 @@ def test_a_child_s_memory_is_not_its_parent_s(machine: Machine) -> None:
         Step(wait4, (2**64 - 1, 0, 0, 0)),
     ]
     program(steps, (FREE, 0x1000)).install(machine, "/tmp/script")
-    written = machine.run("/tmp/script", check=True, timeout=20).stdout_bytes
+    written = machine.run("/tmp/script", check=True, timeout=60).stdout_bytes
     size = 16 * (len(steps) + 1)
     child, parent = written[size : size + 0x1000], written[2 * size + 0x1000 :]
     assert len(parent) == len(child) == 0x1000
@@ -177,9 +177,9 @@ def test_a_child_s_memory_is_not_its_parent_s(machine: Machine) -> None:
 
 def test_ordinary_programs_see_no_difference(machine: Machine) -> None:
     command = "chrt -m; nproc; uname -s; head -c 100000 /dev/urandom | wc -c; seq 100 | shuf | sort -n | md5sum"
-    with_host = machine.run(command, check=True, timeout=30).stdout
+    with_host = machine.run(command, check=True, timeout=60).stdout
     switch.on = False
-    assert machine.run(command, check=True, timeout=30).stdout == with_host
+    assert machine.run(command, check=True, timeout=60).stdout == with_host
     assert "100000\n" in with_host
 
 

@@ -33,7 +33,7 @@ def cost_of_readings(machine: Machine) -> tuple[int, int]:
     difference = []
     for readings in (1, READINGS):
         before = counts(machine)
-        machine.run(["awk", script.format(readings)], check=True, timeout=30)
+        machine.run(["awk", script.format(readings)], check=True, timeout=60)
         difference.append([after - start for start, after in zip(before, counts(machine), strict=True)])
     return tuple(many - one for one, many in zip(*difference, strict=True))     # type: ignore[return-value]
 
@@ -49,21 +49,21 @@ def test_without_kvmclock_each_reading_is_a_system_call() -> None:
     with emu.boot(kernel="cloud", append="no-kvmclock notsc") as machine:
         machine.wait_prompt()
         question = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
-        assert machine.run(question, timeout=20).stdout == "acpi_pm\n"
+        assert machine.run(question, timeout=60).stdout == "acpi_pm\n"
         assert cost_of_readings(machine)[0] > 0.99 * READINGS
 
 
 def test_wall_clock_is_the_host_s(machine: Machine) -> None:
     before = time.time()
-    guest = int(machine.run("date +%s", timeout=20).stdout)
+    guest = int(machine.run("date +%s", timeout=60).stdout)
     assert before - 2 <= guest <= time.time() + 2
     hardware = "cat /sys/class/rtc/rtc0/since_epoch"
-    assert before - 2 <= int(machine.run(hardware, timeout=20).stdout) <= time.time() + 2
+    assert before - 2 <= int(machine.run(hardware, timeout=60).stdout) <= time.time() + 2
 
 
 def test_sleeping_takes_as_long_as_it_should(machine: Machine) -> None:
     console = machine.console
-    machine.run("true", timeout=20)
+    machine.run("true", timeout=60)
     console.sendline("stty -echo; echo ready; while read -r line && [ $line ]; do sleep 1; echo slept; done")
     console.expect("ready\r\n")
     took = []
@@ -81,7 +81,7 @@ def test_sleeping_takes_as_long_as_it_should(machine: Machine) -> None:
 @pytest.fixture
 def uptime(machine: Machine) -> Iterator[Console]:
     """The console, where each line typed is answered by the guest's uptime."""
-    machine.run("true", timeout=20)
+    machine.run("true", timeout=60)
     console = machine.console
     answer = "read -r up idle </proc/uptime; echo up $up"
     console.sendline(f"stty -echo; echo ready; while read -r line && [ $line ]; do {answer}; done")
@@ -132,11 +132,11 @@ def test_kernel_does_not_take_a_pause_of_the_machine_for_a_lockup() -> None:
     """Its watchdogs, set to their shortest, see a clock that has gone on without the CPU."""
     with emu.boot(kernel="cloud", append=LOUD_SETTINGS) as machine:
         machine.wait_prompt()
-        machine.run("echo 1 >/proc/sys/kernel/watchdog_thresh", check=True, timeout=20)
-        machine.run("echo 3 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout", check=True, timeout=20)
+        machine.run("echo 1 >/proc/sys/kernel/watchdog_thresh", check=True, timeout=60)
+        machine.run("echo 3 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout", check=True, timeout=60)
         machine.console.sendline("cat /dev/zero >/dev/null")
         machine.drive(lambda: False, 0.5)
         time.sleep(4)
         machine.drive(lambda: False, 0.5)
         machine.console.sendcontrol("c")
-        assert complaints(machine.run("dmesg", timeout=20).stdout) == []
+        assert complaints(machine.run("dmesg", timeout=60).stdout) == []

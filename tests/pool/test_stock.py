@@ -200,6 +200,18 @@ def test_a_machine_that_was_given_at_the_very_end_is_not_forgotten(
     assert host.all_gone
 
 
+def test_who_is_interrupted_leaves_their_place_to_others(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stock._ready, "take", interrupted)
+        for _ in range(SIZE):
+            with pytest.raises(KeyboardInterrupt):
+                stock.acquire()
+    assert len(stock._places) == SIZE
+
+
 def test_a_stock_that_nobody_wants_ends(host: FakeHost, watch: Watch, recorder: Recorder) -> None:
     wanted = [True]
     stock = make_stock(host, watch, recorder, is_wanted=lambda: bool(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from emu.errors import GuestTimeout, MachineDied, MemoryLimit
 from emu.pool.watch import MIB, Limits, Watch
-from tests.pool.fakes import FakeHost
+from emu.process.client import MemoryUse
+from tests.pool.fakes import PATIENCE_S, FakeHost
 from tests.pool.waiting import until
 
 
@@ -59,6 +61,23 @@ def test_a_later_and_an_earlier_deadline(watch: Watch) -> None:
         watch.begin(machine, Limits(seconds=seconds), "")
     until(lambda: not machines[1].alive)
     assert [machine.alive for machine in machines] == [True, False, True]
+
+
+def test_what_ends_while_it_is_looked_at_lives(watch: Watch, machine: Any) -> None:
+    looked = threading.Event()
+    watched = watch.begin(machine, Limits(memory=MIB), "a job")
+
+    def use() -> MemoryUse:
+        watch.end(watched)
+        looked.set()
+        return MemoryUse(2 * MIB, 0)
+
+    machine.use = use
+    assert looked.wait(PATIENCE_S)
+    watch.close()
+    assert watch._thread is not None
+    watch._thread.join()
+    assert machine.alive and watched.error is None
 
 
 def test_without_limits_there_is_no_thread(watch: Watch, machine: Any) -> None:

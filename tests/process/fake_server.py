@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ from emu.process import messages as m
 from emu.process.client import MachineProcess
 from emu.process.wire import Wire, WireError
 
-__all__ = ["FakeServer", "sleeper"]
+__all__ = ["PATIENCE_S", "FakeServer", "interrupt", "sleeper"]
 
 PATIENCE_S = 60.0
 
@@ -33,7 +34,7 @@ def sleeper() -> tuple[int, int, int]:
 
 
 class FakeServer:
-    """Notes down what is asked, and has a function of the test answer.
+    """Notes down what is asked, and has a function of the test answer. As the real one it never waits for the user.
 
     Args:
         answer: called with each request but `Took`, in the server's thread.
@@ -67,10 +68,7 @@ class FakeServer:
         """Send a reply to a request, or to its number."""
         number = request if isinstance(request, int) else request.number
         with self._sending:
-            is_sent = self._wire.post(m.Reply(number, body), data, fds)
-            while not is_sent:
-                self._wire.wait_writable()
-                is_sent = self._wire.flush()
+            self._wire.post(m.Reply(number, body), data, fds)
 
     def raw(self, data: bytes) -> None:
         """Send what may be no frame."""
@@ -89,13 +87,12 @@ class FakeServer:
         try:
             self.may_read.wait(PATIENCE_S)
             while True:
-                frame = self._wire.wait()
-                body = frame.message.body
-                if isinstance(body, m.Took):
-                    self.took[body.request] = self.took.get(body.request, 0) + body.size
-                else:
-                    self.asked.put((frame.message, frame.data))
-                    self._answer(self, frame.message, frame.data)
+                with self._sending:
+                    is_sent = self._wire.flush()
+                poll = select.poll()
+                poll.register(self._wire.fileno(), select.POLLIN | (0 if is_sent else select.POLLOUT))
+                if poll.poll(10):
+                    self._take_in()
         except (EOFError, WireError, BrokenPipeError, ConnectionResetError):
             pass
         except BaseException as error:
@@ -105,6 +102,15 @@ class FakeServer:
             if self.lets_go:
                 self._end_process()
             self.ended.set()
+
+    def _take_in(self) -> None:
+        for frame in self._wire.receive():
+            body = frame.message.body
+            if isinstance(body, m.Took):
+                self.took[body.request] = self.took.get(body.request, 0) + body.size
+            else:
+                self.asked.put((frame.message, frame.data))
+                self._answer(self, frame.message, frame.data)
 
     def _end_process(self) -> None:
         life, self._life = self._life, -1

@@ -221,7 +221,7 @@ class Refusing(Echo):
 
     refuses = True
 
-    def refuse(self, index: int) -> None:
+    def refuse_all(self, index: int) -> None:
         queue = self.queues[index]
         assert queue is not None
         for _ in range(queue.size):
