@@ -8,8 +8,8 @@ The jobs are `true`, a shell loop of 100 ms of guest computing (its number of tu
 `emu run` boots the kernel that the snapshot was made of.
 
 `creation_percent` is what getting a machine from a pool that has one ready takes of what booting takes, each with
-`true` run in it. `warmed_ms` is a job of awk
-in a pool whose first machine has run the same program before, `unwarmed_ms` in one that has only run `true`.
+`true` run in it. `warmed_ms` is a job of apk, a program of some size, in a pool whose first machine has run the same
+before, `unwarmed_ms` in one that has only run `true`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ JOB_S = 0.1
 JOBS = 40                               # at a time, of each kind
 PROBE_TURNS, PROBES = 20_000, 10        # the quickest counts: others may be at work on the host
 LOOP = "i=0; while [ $i -lt {} ]; do i=$((i + 1)); done"
-AWK = "awk 'BEGIN { for (i = 0; i < 999; i++) { a[i % 97] += i * 1.5; s = s substr(i, 1, 1) }; print length(s), a[5] }'"
+PROGRAM = "apk list --installed"
 SETTLE_S = 0.2                          # for a machine to have become ready
 EXEC = ["exec"]
 RIVALS = {"exec": EXEC, "boot": ["run", "--kernel", "generic", "--memory", "128M"]}
@@ -75,12 +75,12 @@ def processes_per_s(words: list[str], command: str) -> float:
 
 
 def warmth(rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of a job of awk, in pools that were warmed by it and by another one."""
-    with emu.Pool(size=1, warm_up=[AWK, AWK]) as warm, emu.Pool(size=1) as other:
+    """Milliseconds of a job, in pools that were warmed by it and by another one."""
+    with emu.Pool(size=1, warm_up=[PROGRAM, PROGRAM]) as warm, emu.Pool(size=1) as other:
 
         def job_ms(pool: emu.Pool) -> float:
             time.sleep(SETTLE_S)
-            return timed(lambda: pool.run(AWK, check=True)) * 1000
+            return timed(lambda: pool.run(PROGRAM, check=True)) * 1000
 
         return in_turn(rounds, {"warmed_ms": partial(job_ms, warm), "unwarmed_ms": partial(job_ms, other)})
 

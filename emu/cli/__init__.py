@@ -95,8 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.flags.dev_mode:
             raise
         message, status = _explained(error)
-        print("emu: " + " ".join(message.split()), file=sys.stderr)
+        print(f"emu: {_one_line(message)}", file=sys.stderr)
         return status
+
+
+def _one_line(text: str) -> str:
+    """Text for a terminal; it may quote a guest, whose escape sequences are shown and not obeyed."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

@@ -23,14 +23,14 @@ from emu.phases import Phases
     type=click.Path(path_type=Path),
     help="The snapshot; without it one of the default guest, which is made on first use.",
 )
-@click.option("--memory", type=Size(), default="128M", show_default=True, help="The default guest's RAM.")
+@click.option("--memory", type=Size(), help="The default guest's RAM.  [default: 128M]")
 @restore_options
 @click.option("--timeout", type=Seconds(), help="For the command; none without it.")
 @click.option("--verbose", is_flag=True, help="Show a time for each phase at the end, from the start of the process.")
 @click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
     snapshot: Path | None,
-    memory: int,
+    memory: int | None,
     options: RestoreOptions,
     timeout: float | None,
     verbose: bool,
@@ -48,14 +48,16 @@ def command(
       emu exec --snapshot work.snap --share data=./other -- ls /mnt/data
       EMU_EAGER_MIB=64 emu exec -- sh -c 'ls | wc -l'
     """
+    if snapshot and memory:
+        raise click.UsageError("--memory is for the default guest: a snapshot's machine has the memory that it had")
     phases = Phases()
     if verbose:
         log_to_stderr()
     try:
         if snapshot is None:
-            from emu.snapshot.ready import ready_snapshot
+            from emu.snapshot.ready import DEFAULT_MEMORY, ready_snapshot
 
-            snapshot = ready_snapshot(memory, phases, lambda line: print(f"emu: {line}", file=sys.stderr))
+            snapshot = ready_snapshot(memory or DEFAULT_MEMORY, phases, lambda line: print(f"emu: {line}", file=sys.stderr))
         with restored(snapshot, options, phases) as machine:
             status = run_shown(machine, words, timeout, phases)
             machine.learn_hot_set()

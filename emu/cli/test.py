@@ -43,7 +43,7 @@ def command(timeout: float, shared: Path | None, keep_going: bool, scripts: tupl
     2 if a script cannot be read. At the end, also on Ctrl-C, no machine is left.
 
     \b
-    A script:
+    Example of a script:
       server = fleet.add("server")
       client = fleet.add("client")
       start_all()

@@ -42,18 +42,18 @@ def assemble(lines: list[str], values: Mapping[str, int]) -> bytes:
         lines: its lines in the listing.
         values: what each placeholder stands for.
     """
-    code = bytearray()
+
+    def filled_in(placeholder: re.Match[str]) -> str:
+        size = int(placeholder[2])
+        return (values[placeholder[1]] & (1 << 8 * size) - 1).to_bytes(size, "little").hex()
+
+    code = []
     for line in lines:
         match = _LINE.match(line)
         if match is None:
             raise ValueError(f"not a line of machine code: {line}")
-        for token in match[1].split():
-            if token[0] == "<" and (placeholder := _PLACEHOLDER.fullmatch(token)):
-                size = int(placeholder[2])
-                code += (values[placeholder[1]] & (1 << 8 * size) - 1).to_bytes(size, "little")
-            else:
-                code.append(int(token, 16))
-    return bytes(code)
+        code.append(_PLACEHOLDER.sub(filled_in, match[1]) if "<" in match[1] else match[1])
+    return bytes.fromhex("".join(code))
 
 
 class Thunks:

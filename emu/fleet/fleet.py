@@ -149,7 +149,7 @@ class Fleet:
         """
         with self.log.section("start all machines"):
             for machine in self:
-                if not (machine.is_running or machine.origin.boots):
+                if not (machine.current or machine.origin.boots):
                     self._templates.prepare(machine.origin)
             self.wait_all(self, FleetMachine.start)
 

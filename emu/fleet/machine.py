@@ -32,7 +32,6 @@ TIMEOUT_S = 900.0                       # for what is waited for, as in NixOS
 START_S = 120.0
 SHUTDOWN_S = 60.0
 CRASH_S = 1.0                           # for the console of a machine that is to crash
-SLICE_S = 0.25                          # nothing else is done on the machine's side while its console is waited for
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_GROWTH = 0.02, 1.0, 1.5      # between attempts
 SHORTEST_S = 0.1                        # for one of them
 STRICT = "set -euo pipefail; "
@@ -52,6 +51,7 @@ class FleetMachine:
     Attributes:
         name: as handed in.
         cid: its address for the others' vsock sockets.
+        current: the machine itself; None if it was not started, or stopped by the test.
         last_console: the end of what it said before it was stopped or crashed by the test.
     """
 
@@ -64,7 +64,7 @@ class FleetMachine:
         self.last_console = b""
         self._fleet = fleet
         self._network = network
-        self._process: MachineProcess | None = None
+        self.current: MachineProcess | None = None
         self._starting = threading.RLock()
 
     def __repr__(self) -> str:
@@ -73,16 +73,11 @@ class FleetMachine:
     # -- starting and stopping -------------------------------------------------------------------------------------
 
     @property
-    def is_running(self) -> bool:
-        """Whether it was started, and not stopped by the test."""
-        return self._process is not None
-
-    @property
     def process(self) -> MachineProcess:
         """The machine itself, started if need be: for everything that is not here."""
         self.start()
-        assert self._process is not None
-        return self._process
+        assert self.current is not None
+        return self.current
 
     def start(self) -> None:
         """Start it, and wait until its guest answers; nothing happens if it runs.
@@ -95,9 +90,9 @@ class FleetMachine:
             MachineFailure: its guest does not come up.
         """
         with self._starting:
-            if self._process is None:
+            if self.current is None:
                 with self._doing("start"):
-                    process = self._process = self._fleet.make(self.origin, self._network)
+                    process = self.current = self._fleet.make(self.origin, self._network)
                     process.wait_ready(self._limit(START_S))
                     process.run(["hostname", self.name], timeout=self._limit(START_S))
 
@@ -109,11 +104,9 @@ class FleetMachine:
         """
         with self._doing("shutdown"):
             process = self.process
-            deadline = monotonic() + self._limit(SHUTDOWN_S)
             self._attempt_poweroff(process)
-            while process.wait_stopped(SLICE_S) is None:
-                if monotonic() > deadline:
-                    raise GuestTimeout(f"it has not powered off in {SHUTDOWN_S:g} s")
+            if process.wait_stopped(self._limit(SHUTDOWN_S)) is None:
+                raise GuestTimeout(f"it has not powered off in {SHUTDOWN_S:g} s")
             self.last_console = process.console_output()
         self.close()
 
@@ -128,14 +121,14 @@ class FleetMachine:
     def crash(self) -> None:
         """Take its power away, at once: the guest notices nothing."""
         self._fleet.log.note("crash", self.name)
-        if self._process is not None:
-            self.last_console = self._fleet.within(CRASH_S, self._process.console_output) or b""
-            self._process.kill()
+        if self.current is not None:
+            self.last_console = self._fleet.within(CRASH_S, self.current.console_output) or b""
+            self.current.kill()
         self.close()
 
     def close(self) -> None:
         """End its process, if there is one."""
-        process, self._process = self._process, None
+        process, self.current = self.current, None
         if process is not None:
             process.close()
 
@@ -248,13 +241,7 @@ class FleetMachine:
             MachineTimeout, MachineFailure: it did not in time; the machine has stopped or died.
         """
         with self._doing(f"wait for console text: {pattern}"):
-            process, deadline = self.process, monotonic() + self._limit(timeout)
-            while True:
-                try:
-                    return process.console_expect(pattern, SLICE_S)
-                except GuestTimeout:
-                    if monotonic() > deadline:
-                        raise GuestTimeout(f"the console has not shown {pattern!r} in {timeout:g} s") from None
+            return self.process.console_expect(pattern, self._limit(timeout))
 
     def send_chars(self, text: str) -> None:
         """Type on the guest's console."""

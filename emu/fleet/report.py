@@ -92,10 +92,9 @@ def _outputs(result: Result) -> list[str]:
 def _machine(fleet: Fleet, machine: FleetMachine) -> list[str]:
     """The state of one machine, which may be anything but well."""
     title = f"{machine.name} (CID {machine.cid})"
-    if not machine.is_running:
-        state = ["not running", *_console(machine.last_console)]
-        return [f"{title}: {state[0]}", *state[1:]]
-    process = machine.process
+    process = machine.current           # which may still be starting
+    if process is None:
+        return [f"{title}: not running", *_console(machine.last_console)]
     if not process.alive:
         return [f"{title}: its process {process.pid} is gone, and the end of its console with it"]
     diagnosis = fleet.within(ANSWER_S, process.diagnose)

@@ -151,11 +151,14 @@ class Pool(Executor):
         error: BaseException | None = None
         try:
             yield lent.machine
-        except BaseException as raised:
+        except Exception as raised:
             error = lent.watched.error or raised
             if error is raised:
                 raise
             raise error from None               # not that the machine has died, but why it was killed
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             self._release(lent, error)
 

@@ -146,7 +146,7 @@ class Watch:
         elif one.limits.memory is not None:
             try:
                 private = one.machine.use().private_bytes
-            except MachineDied:
+            except (MachineDied, OSError, KeyError):    # it is ending, and the kernel may show half of it
                 return
             if private > one.limits.memory:
                 most = one.limits.memory / MIB

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 STDOUT, STDERR = 1, 2
+AT_ONCE = m.Diagnose, m.ConsoleOutput   # need no guest, and are of use while something is waited for
 READY_S = 120.0                         # for a fresh guest's agent or shell, when a command has no time limit
 
 
@@ -130,6 +131,8 @@ class Server:
                 body = frame.message.body
                 if isinstance(body, m.Cancel):
                     self._cancel(body.request)
+                elif isinstance(body, AT_ONCE):
+                    self._handlers[type(body)](frame.message.number, body, b"")
                 elif not isinstance(body, m.Took):
                     self._requests.append((frame.message, frame.data))
                 elif one := self._running.get(body.request):

@@ -8,12 +8,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emu import __version__
 from emu.cache import Cache
 from emu.errors import BadSnapshot
 from emu.snapshot.files import Snapshot
 from emu.snapshot.header import VERSION
+
+if TYPE_CHECKING:
+    from emu.machine import Machine
 
 __all__ = ["DEFAULT_MEMORY", "alone", "ready_snapshot"]
 
@@ -24,6 +28,9 @@ KERNEL = "generic"
 DEFAULT_MEMORY = 128 << 20
 WARM_UP = 3                             # commands: their pages and programs are in the snapshot
 SETTLE_S = 0.5                          # until nothing of them is under way
+QUIET_NS = 300_000_000                  # that the guest is to sleep on when it is saved,
+QUIET_LIMIT_S = 5.0                     # and the longest wait for such a moment
+PACKAGE = Path(__file__).parents[1]
 
 Phase = Callable[[str], AbstractContextManager[object]]
 
@@ -72,8 +79,7 @@ def _inputs(cache: Cache) -> list[Path]:
     from emu.fetch import fetch_guest
 
     guest = fetch_guest(cache, KERNEL)
-    package = Path(__file__).parents[1]
-    ours = sorted(path for pattern in OUR_INPUTS for path in package.glob(pattern))
+    ours = sorted(path for pattern in OUR_INPUTS for path in PACKAGE.glob(pattern))
     return [guest.kernel_path, guest.package_path, guest.root_path, *ours]
 
 
@@ -87,9 +93,8 @@ def _key(inputs: list[Path], memory: int, sharing: str | None) -> str:
     from hashlib import sha256
 
     digest = sha256(f"{__version__} {VERSION} {memory} {sharing or ''}\n".encode())
-    package = Path(__file__).parents[1]
     for path in inputs:
-        if package in path.parents:
+        if PACKAGE in path.parents:
             digest.update(path.read_bytes())
         else:
             digest.update(repr([path.name, *_stamp(path)[1:]]).encode())
@@ -99,8 +104,8 @@ def _key(inputs: list[Path], memory: int, sharing: str | None) -> str:
 def _noted(note: Path) -> Path | None:
     """The snapshot that was found last time, if nothing that it depends on has changed since: without any imports."""
     try:
-        name, inputs = json.loads(note.read_bytes())
-        if not isinstance(name, str):
+        name, package, inputs = json.loads(note.read_bytes())
+        if not isinstance(name, str) or package != os.fspath(PACKAGE):  # another installation's, with other inputs
             return None
         path = note.parent / str(os.path.basename(name))
         if all(_stamp(each) == [each, size, time_ns] for each, size, time_ns in inputs):
@@ -111,7 +116,7 @@ def _noted(note: Path) -> Path | None:
 
 
 def _write_note(note: Path, path: Path, inputs: list[Path]) -> None:
-    content = json.dumps([path.name, [_stamp(each) for each in inputs]])
+    content = json.dumps([path.name, os.fspath(PACKAGE), [_stamp(each) for each in inputs]])
     partial = note.with_name(f".{note.name}.{os.getpid()}")
     partial.write_text(content)
     os.replace(partial, note)
@@ -130,7 +135,16 @@ def _make(path: Path, memory: int, sharing: str | None) -> None:
                 machine.run("cat /etc/alpine-release", check=True)
             machine.run("sync")
             machine.drive(lambda: False, SETTLE_S)
+            machine.drive(lambda: _is_quiet(machine), QUIET_LIMIT_S)
             machine.snapshot(path)
+
+
+def _is_quiet(machine: Machine) -> bool:
+    """Whether the guest sleeps, and will for a while: else each restore would begin with work of the guest's own."""
+    clock = machine.clock
+    return (
+        machine.board.cpu.halted and not machine.board.intr.level and clock.next_ns - clock.now_ns() > QUIET_NS
+    )
 
 
 @contextmanager

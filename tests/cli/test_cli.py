@@ -248,6 +248,7 @@ def test_a_panic_is_its_line_and_status_125(
         (BadImage("x is\nno kernel"), 2, "emu: x is no kernel"),
         (UnsupportedHost("no"), 2, "emu: no"),
         (GuestError("died"), 125, "emu: died"),
+        (GuestError("a guest's \x1b]0;title\x07 and \x9b2J"), 125, r"emu: a guest's \x1b]0;title\x07 and \x9b2J"),
         (GuestTimeout("late"), 124, "emu: late"),
         (FileNotFoundError(2, "No such file or directory", "/x"), 2, "emu: /x: No such file or directory"),
         (MemoryError(), 2, "emu: this host has not enough memory"),

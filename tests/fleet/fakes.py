@@ -43,7 +43,7 @@ class FakeProcess:
     answers: dict[str, list[Result | Exception]] = field(default_factory=dict)
     asked: list[tuple[str, Any]] = field(default_factory=list)
     console: bytes = b""
-    unseen: list[str] = field(default_factory=list)
+    unseen: str = ""
     ports: dict[int, int] = field(default_factory=dict)
     stops: bool = True
     gate: threading.Event | None = None
@@ -77,10 +77,10 @@ class FakeProcess:
         self.asked.append(("typed", data))
 
     def console_expect(self, pattern: str, timeout: float) -> str:
-        if not self.unseen or pattern not in self.unseen[0]:
-            self.unseen[:1] = []
-            raise GuestTimeout("not there")
-        return self.unseen.pop(0)
+        if pattern not in self.unseen:
+            raise GuestTimeout(f"the console has not shown {pattern!r} in {timeout:g} s")
+        before, _, self.unseen = self.unseen.partition(pattern)
+        return before + pattern
 
     def console_output(self) -> bytes:
         self._check()

@@ -53,7 +53,7 @@ def test_start_all_starts_those_that_do_not_run(fleet: Fleet, templates: FakeTem
     one, two = fleet.add("one"), fleet.add("two")
     one.start()
     fleet.start_all()
-    assert one.is_running and two.is_running and len(templates.made) == 2
+    assert one.current and two.current and len(templates.made) == 2
     assert templates.prepared == [two.origin]
 
 

@@ -89,6 +89,27 @@ def test_machines_that_do_not_run_or_answer_are_told_of(
     assert report.endswith("crashed (CID 7): not running\n  console:\n    before that")
 
 
+def test_a_machine_that_is_still_starting_does_not_hold_up_the_report(
+    fleet: Fleet, templates: FakeTemplates
+) -> None:
+    comes_up = threading.Event()
+
+    def hang(process: FakeProcess) -> None:
+        process.wait_ready = lambda _timeout: comes_up.wait(30)       # type: ignore[assignment,method-assign]
+        process.console = b"booting"
+
+    templates.prepare_process = hang
+    thread = threading.Thread(target=fleet.add("slow").start)
+    thread.start()
+    while not templates.made or fleet["slow"].current is None:
+        pass
+    report = fleet.report(EmuError("too slow"))
+    assert thread.is_alive()
+    comes_up.set()
+    thread.join()
+    assert report.endswith("slow (CID 3): running\n  agent: there\n  vsock: ready\n  console:\n    booting")
+
+
 def test_long_outputs_are_shown_from_their_end(fleet: Fleet, client: FakeProcess) -> None:
     client.answers["vsock 3 81"] = [result(1, "".join(f"out {n}\n" for n in range(1000)), "x" * 100_000)]
     client.console = b"".join(b"console %d\r\n" % n for n in range(1000))

@@ -181,6 +181,14 @@ def test_machines_by_hand(host: FakeHost) -> None:
         assert pool.metrics().failures == {"GuestTimeout": 1, "ZeroDivisionError": 1}
 
 
+def test_ctrl_c_is_no_limit(pool: Pool) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        with pool.machine() as machine:
+            next(iter(pool._lent.values())).watched.error = GuestTimeout("late")
+            raise KeyboardInterrupt
+    assert not machine.alive and pool.metrics().failures == {"KeyboardInterrupt": 1}
+
+
 def test_a_full_queue_refuses(host: FakeHost) -> None:
     with Pool("base.snap", size=1, queue=1, when_full="refuse") as pool:
         held = [pool.submit("hang"), pool.submit("true")]

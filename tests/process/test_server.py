@@ -377,6 +377,21 @@ def test_everything_else_that_is_asked(served: Served) -> None:
     assert machine.calls[-1] == ("snapshot", "/nowhere", True)
 
 
+def test_what_needs_no_guest_is_answered_in_the_midst_of_something_long(
+    served: Served, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "diagnose", lambda _machine: m.Diagnosis("well", "", "", "", ()))
+    served.machine.console.feed(b"so far")
+    copying = threads.submit(served.process.copy_in, b"", "/for/ever")
+    assert eventually(lambda: served.server._current is not None)
+    assert served.process.diagnose().stopped == "well"
+    assert served.process.console_output() == b"so far"
+    assert served.server._current is not None
+    served.user_dies()
+    with pytest.raises(EmuError):
+        copying.result(PATIENCE_S)
+
+
 def test_the_consoles_output_is_waited_for_while_commands_run(served: Served, threads: ThreadPoolExecutor) -> None:
     waiting = threads.submit(served.process.console_expect, "wo.ld", PATIENCE_S)
     assert eventually(lambda: bool(served.server._waits))
