@@ -154,6 +154,8 @@ class _MadeWhenAsked:
         own = _declared(owner)
         defaults = {name: shared(value) for name, value in getattr(owner, DEFAULTS).items() if name in own}
         content = {"__module__": owner.__module__, "__annotations__": own, **defaults}
+        if generic := vars(owner).get("__orig_bases__"):
+            content["__orig_bases__"] = generic
         twin: Any = dataclass(frozen=True)(type(owner.__name__, owner.__bases__, content))
         _self, *parameters = signature(twin.__init__).parameters.values()
         for name in LIKE_DATACLASS[:2]:

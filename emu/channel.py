@@ -111,6 +111,10 @@ class Channel:
         free = tuple((slot.number, slot.token) for slot in self._slots.values() if slot.state is SlotState.FREE)
         return ChannelState(self.alive, free)
 
+    def close(self) -> None:
+        """The machine ends: that the agent goes with it is no news."""
+        self._port.opened = None
+
     def forked(self) -> None:
         """The machine is a copy of another one: what ran in its guest for that one is killed, and forgotten.
 

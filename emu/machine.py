@@ -380,6 +380,8 @@ class Machine(GuestCommands):
             EmuError: it is running.
         """
         if self._loop.is_open:
+            if self.channel is not None:
+                self.channel.close()
             self.board.close()
             self._plugged.close()
             self._load = None           # it holds the kernel and the root

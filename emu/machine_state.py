@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from devices.frozen import frozen
+from devices.frozen import frozen, replace
 from emu.board_state import BoardState
 from emu.channel import ChannelState
 from emu.errors import EmuError
@@ -107,6 +107,12 @@ def fittings_state(fittings: Fittings) -> FittingsState:
     )
 
 
+def _share_of(entry: ShareEntry, given: Share | None) -> Share:
+    if given is None:
+        return Share(entry.path, entry.read_only, entry.security)
+    return replace(given, read_only=given.read_only or entry.read_only)
+
+
 def fittings_of(
     state: FittingsState,
     *,
@@ -120,7 +126,7 @@ def fittings_of(
 
     Args:
         state: what was plugged in.
-        shares: directories in place of those that have the same mount tag.
+        shares: directories in place of those that have the same mount tag; what was read-only stays so.
         vsock: a path for a socket file, or a network.
         files: a directory in place of the one for PV_READ and PV_WRITE.
         hypercalls, syscalls: the users'.
@@ -141,10 +147,7 @@ def fittings_of(
         raise EmuError(f"the snapshot's guest knows the hypercall {missing[0]}: give its module")
     old_files = Share(state.files.path, state.files.read_only, state.files.security) if state.files else None
     return Fittings(
-        {
-            entry.tag: shares.get(entry.tag) or Share(entry.path, entry.read_only, entry.security)
-            for entry in state.shares
-        },
+        {entry.tag: _share_of(entry, shares.get(entry.tag)) for entry in state.shares},
         tuple(DiskImage(entry.path, entry.read_only, entry.overlay) for entry in state.disks),
         vsock if vsock is not False else state.vsock,
         channel=state.channel,

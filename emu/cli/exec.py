@@ -57,7 +57,8 @@ def command(
         if snapshot is None:
             from emu.snapshot.ready import DEFAULT_MEMORY, ready_snapshot
 
-            snapshot = ready_snapshot(memory or DEFAULT_MEMORY, phases, lambda line: print(f"emu: {line}", file=sys.stderr))
+            size = memory or DEFAULT_MEMORY
+            snapshot = ready_snapshot(size, phases, lambda line: print(f"emu: {line}", file=sys.stderr))
         with restored(snapshot, options, phases) as machine:
             status = run_shown(machine, words, timeout, phases)
             machine.learn_hot_set()

@@ -43,7 +43,11 @@ def command(timeout: float, shared: Path | None, keep_going: bool, scripts: tupl
     2 if a script cannot be read. At the end, also on Ctrl-C, no machine is left.
 
     \b
-    Example of a script:
+    Example:
+      emu test --timeout 60 network.py
+
+    \b
+    A script:
       server = fleet.add("server")
       client = fleet.add("client")
       start_all()

@@ -14,7 +14,7 @@ from emu import errors
 from emu.ctrl_c import HeldInterrupt
 from emu.errors import EmuError, MachineDied
 from emu.process import messages as m
-from emu.process.wire import Frame, Wire, WireError, wait_readable
+from emu.process.wire import LONGEST_SLEEP_S, Frame, Wire, WireError, wait_readable
 
 __all__ = ["Requests", "Take"]
 
@@ -147,7 +147,7 @@ class Requests:
         waiter = threading.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
-        self._wait_unlocked(waiter.acquire)
+        self._wait_unlocked(lambda: _acquire(waiter))
 
     def _wake_others(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -214,7 +214,7 @@ class Requests:
                 else:
                     frame.drop()                # a child of whom nobody knows ends by that
         except EOFError:
-            self._death = self._death or f"{self._who} is gone"
+            self._death = f"{self._who} is gone"
         except WireError as error:
             self._die(str(error))
         except BaseException:                   # of another signal's handler
@@ -226,6 +226,11 @@ class Requests:
         with self._lock:
             for each in (*self._pending.pop(number, ()), *([frame] if frame else [])):
                 each.drop()
+
+
+def _acquire(lock: threading.Lock) -> None:
+    while not lock.acquire(timeout=LONGEST_SLEEP_S):
+        pass
 
 
 def _error(failure: m.Failed) -> Exception:

@@ -15,18 +15,20 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Generic, TypeVar
 
 from devices.frozen import frozen
 from emu.errors import BadSnapshot, EmuError
 from emu.snapshot.codec import decode, encode
 
-__all__ = ["Frame", "Wire", "WireError", "wait_readable"]
+__all__ = ["LONGEST_SLEEP_S", "Frame", "Wire", "WireError", "wait_readable"]
 
 HEADER = struct.Struct("<II")
-CHUNK = 256 << 10
+CHUNK = 256 << 10               # bytes that are read at a time; there is other work
 LONGEST_TEXT = 64 << 20         # bytes of JSON
 LARGEST = 1 << 30               # bytes beside it
+LONGEST_SLEEP_S = 0.5           # a signal just before the sleep is not noticed by it
 FD = struct.Struct("i")
 FDS_ROOM = socket.CMSG_SPACE(64 * FD.size)      # for what comes with one read
 
@@ -157,21 +159,17 @@ class Wire(Generic[M]):
         """Take what is there; whether that is the end."""
         if len(self._fds) > 1:                  # of a frame that is not whole: there is no end to them
             raise WireError("a process of a machine sent descriptors in the midst of a frame")
-        while True:
-            try:        # not recv_fds, which has Python 3.11 forget the flags
-                data, extra, flags, _address = self._sock.recvmsg(CHUNK, FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
-                return False
-            except OSError:
-                return True
-            self._partial += data
-            self._read_size += len(data)
-            if fds := tuple(fd for _level, _type, numbers in extra for (fd,) in FD.iter_unpack(numbers)):
-                self._keep(fds, bool(flags & socket.MSG_CTRUNC))
-            if fds or len(data) < CHUNK:
-                return not data
-            if len(self._partial) > CHUNK:
-                return False
+        try:            # not recv_fds, which has Python 3.11 forget the flags
+            data, extra, flags, _address = self._sock.recvmsg(CHUNK, FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        self._partial += data
+        self._read_size += len(data)
+        if fds := tuple(fd for _level, _type, numbers in extra for (fd,) in FD.iter_unpack(numbers)):
+            self._keep(fds, bool(flags & socket.MSG_CTRUNC))
+        return not data
 
     def _keep(self, fds: tuple[int, ...], some_are_lost: bool) -> None:
         """Descriptors: they came with the last bytes that were read (unix(7)), which are of the frame that has them."""
@@ -226,4 +224,10 @@ def wait_readable(fd: int, timeout: float | None) -> bool:
 def _poll(fd: int, events: int, timeout: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, events)
-    return bool(poll.poll(None if timeout is None else timeout * 1000))
+    end = None if timeout is None else monotonic() + timeout
+    while True:
+        left = LONGEST_SLEEP_S if end is None else max(end - monotonic(), 0)
+        if poll.poll(1000 * min(left, LONGEST_SLEEP_S)):
+            return True
+        if end is not None and left <= LONGEST_SLEEP_S:
+            return False

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,7 +111,7 @@ def fake_absence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def fake_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another kind of host."""
-    monkeypatch.setattr(abi.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(abi.os, "uname", lambda: SimpleNamespace(machine="aarch64"))
 
 
 @pytest.mark.parametrize(

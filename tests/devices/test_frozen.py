@@ -162,6 +162,7 @@ def test_fields_without_a_default_come_first() -> None:
 
 def test_every_class_of_a_machine_is_as_a_dataclass_would_be() -> None:
     import emu.launch
+    import emu.process.wire
     import emu.snapshot.machine  # noqa: F401
 
     packages = "emu.", "devices.", "hypercalls."

@@ -46,11 +46,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("config")
+    (directory / "hostname").write_text("first\n")
+    (directory / "environment").write_text("WHEN=before\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, shared: Path, config: Path) -> Path:
     """A snapshot of a guest with files open over 9p, and a loop that counts."""
     path = tmp_path_factory.mktemp("snapshots") / "base.snap"
-    with emu.boot(kernel="generic", memory=128 << 20, append=LOUD_SETTINGS, shares={"data": shared}, vsock=True) as vm:
+    with emu.boot(
+        kernel="generic", memory=128 << 20, append=LOUD_SETTINGS, shares={"data": shared}, config=config, vsock=True
+    ) as vm:
         vm.wait_ready()
+        assert vm.run("hostname; echo $WHEN", timeout=TIMEOUT_S).stdout == "first\nbefore\n"
         vm.run("cd /mnt/data; ls -l >/dev/null; cat file removed replaced >/dev/null", check=True)
         # Descriptors that stay open: one to read, one to write, one of what the host will remove
         holder = (
@@ -138,6 +149,25 @@ def test_a_share_can_be_another_directory(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "new").read_text() == "here\n"
     with pytest.raises(EmuError, match="has no share other: it has data"):
         emu.restore(base, shares={"other": tmp_path})
+
+
+CONFIGURED = "hostname; echo $WHEN; cat /tmp/resumed; touch /run/emu/config/new"
+
+
+def test_the_configuration_directory_is_read_anew(base: Path, config: Path, tmp_path: Path) -> None:
+    (config / "hostname").write_text("second\n")
+    (config / "environment").write_text("WHEN=after\n")
+    (config / "resume").write_text("echo resumed $WHEN >/tmp/resumed\n")
+    with emu.restore(base) as machine:
+        told = machine.run(CONFIGURED, timeout=TIMEOUT_S)
+        assert (told.stdout, told.status) == ("second\nafter\nresumed after\n", 1)
+    (tmp_path / "hostname").write_text("third\n")
+    (tmp_path / "environment").write_text("WHEN=elsewhere\n")
+    with emu.restore(base, shares={"emu-config": tmp_path}) as machine:
+        told = machine.run(CONFIGURED, timeout=TIMEOUT_S)
+        assert (told.stdout, told.status) == ("third\nelsewhere\n", 1)
+        assert "Read-only file system" in told.stderr       # as it was
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_port_where_nobody_listens_refuses_the_first_connection(base: Path) -> None:

@@ -38,7 +38,7 @@ connections = pytest.mark.parametrize("count", [10, pytest.param(1000, marks=ful
 
 KNOWN = "".join(f"{number}\n" for number in range(5000)).encode()
 
-# Files, hashes, forks and sleeps; what is read is whole, since a rename puts it there
+# Files, those of a share too, hashes, forks and sleeps; what is read is whole, since a rename puts it there
 LOOP = f"""
 n=0
 while :; do
@@ -48,6 +48,7 @@ while :; do
         [ "$(sha256sum <$file)" = "{hashlib.sha256(KNOWN).hexdigest()}  -" ] || echo "sha256 $n" >>/tmp/wrong
     ) &
     [ "$(md5sum <$file)" = "{hashlib.md5(KNOWN).hexdigest()}  -" ] || echo "md5 $n" >>/tmp/wrong
+    [ "$(md5sum </mnt/data/known)" = "{hashlib.md5(KNOWN).hexdigest()}  -" ] || echo "9p $n" >>/tmp/wrong
     wait
     echo $n >/tmp/count.new; mv /tmp/count.new /tmp/count
     sleep 0.01
@@ -103,9 +104,13 @@ def check_work(machine: Machine) -> None:
 
 
 @pytest.fixture(scope="module")
-def working() -> Iterator[Machine]:
+def working(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine whose guest works, and listens."""
-    with emu.boot(kernel="generic", memory=128 * MIB, append=LOUD_SETTINGS, vsock=True) as machine:
+    shared = tmp_path_factory.mktemp("shared")
+    (shared / "known").write_bytes(KNOWN)
+    with emu.boot(
+        kernel="generic", memory=128 * MIB, append=LOUD_SETTINGS, vsock=True, shares={"data": shared}
+    ) as machine:
         machine.wait_ready()
         VSOCK_SERVE.install(machine, "/tmp/serve")
         put(machine, "known", KNOWN)

@@ -399,8 +399,10 @@ def test_ctrl_c_while_much_is_sent_leaves_a_whole_request_and_its_end() -> None:
 
     with FakeServer(answer, reads=False) as server:
         def later() -> None:
-            assert eventually(lambda: len(server.process._requests._wire._unsent) > 0)
+            requests = server.process._requests
+            assert eventually(lambda: len(requests._wire._unsent) > 0)
             interrupt()
+            assert eventually(lambda: requests._pending == {})
             server.may_read.set()
 
         worker = Worker(later)
@@ -488,6 +490,8 @@ def test_closing_wakes_all_who_wait() -> None:
         for _ in range(5):
             server.next()
         assert eventually(lambda: waits(server.process))
+        server.process._requests.end("the machine is closed")
+        assert not waits(server.process)
         server.process.close()
         assert [str(worker.outcome) for worker in workers] == ["the machine is closed"] * 5
         assert all(isinstance(worker.outcome, MachineDied) for worker in workers)

@@ -166,7 +166,7 @@ def test_one_read_takes_no_more_than_some_of_a_flood(wires: tuple[Wire[Note], Wi
     finally:
         wires[1].shut_down()
         thread.join()
-    assert max(sizes) <= 4 * wire_module.CHUNK
+    assert max(sizes) <= 2 * wire_module.CHUNK
 
 
 def test_waiting_takes_one_frame_and_leaves_the_next(pair: Pair) -> None:

@@ -6,12 +6,16 @@ import os
 import resource
 from array import array
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+import emu
 from emu.cache import ENVIRONMENT as CACHE
 from emu.cache import Cache
+from emu.cli import main
 from emu.errors import BadSnapshot, EmuError
+from emu.machine import Machine
 from emu.memory import MIB, GuestMemory
 from emu.snapshot import hot
 from emu.snapshot.files import Snapshot
@@ -184,3 +188,65 @@ def test_what_is_no_number_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(EmuError, match="it takes a number of MiB, 0 for none") as caught:
         eager_bytes({"EMU_EAGER_MIB": text})
     assert "\n" not in str(caught.value)
+
+
+# --- restoring a machine ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine_path(cache: Cache, tmp_path: Path) -> Path:
+    """A machine's snapshot of which a hot set is known, of 256 pages that are to be written."""
+    path = tmp_path / "machine.snap"
+    with Machine(SIZE) as machine:
+        machine.memory.write(MIB, b"f" * MIB)
+        machine.snapshot(path)
+    with Snapshot.open(path) as snapshot:
+        cache.store(hot.KIND, snapshot.id, lambda file: file.write(numbers(1, MIB // PAGE, 2 * MIB // PAGE)))
+    return path
+
+
+def brought_in(path: Path, eager: int | None = None) -> int:
+    """Pages of the hot set that a restore brings in."""
+    with emu.restore(path, eager=eager) as machine:
+        return sum(
+            (min(end, 2 * MIB) - max(start, MIB)) // PAGE
+            for start, end in touched(machine.memory)[1] if start < 2 * MIB and end > MIB
+        )  # fmt: skip
+
+
+def test_a_restore_brings_in_what_the_environment_says_or_who_asks(
+    machine_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(hot.ENVIRONMENT, raising=False)
+    assert brought_in(machine_path) == 256
+    monkeypatch.setenv(hot.ENVIRONMENT, "0")
+    assert brought_in(machine_path) == 0
+    assert brought_in(machine_path, MIB // 2) == 128
+    monkeypatch.setenv(hot.ENVIRONMENT, "1")
+    assert brought_in(machine_path) == 256
+    assert brought_in(machine_path, 0) == 0
+
+
+def test_a_number_in_the_environment_that_is_none_is_told_in_one_line(
+    machine_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(hot.ENVIRONMENT, "some")
+    assert main(["exec", "--snapshot", str(machine_path), "--", "true"]) == 2
+    assert capfd.readouterr() == ("", "emu: EMU_EAGER_MIB=some: it takes a number of MiB, 0 for none\n")
+
+
+def test_the_option_is_what_a_restore_is_asked_for(
+    machine_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int | None] = []
+
+    def refuse(_path: Path, eager: int | None, **_rest: object) -> NoReturn:
+        asked.append(eager)
+        raise EmuError("not now")
+
+    monkeypatch.setattr("emu.snapshot.machine.restore", refuse)
+    for option in [], ["--eager", "0"], ["--eager", "3"]:
+        assert main(["exec", "--snapshot", str(machine_path), *option, "--", "true"]) == 2
+        assert main(["restore", *option, str(machine_path)]) == 2
+    assert asked == [None, None, 0, 0, 3 * MIB, 3 * MIB]
+    assert capfd.readouterr() == ("", "emu: not now\n" * 6)
