@@ -94,7 +94,7 @@ class FleetMachine:
                 with self._doing("start"):
                     process = self.current = self._fleet.make(self.origin, self._network)
                     process.wait_ready(self._limit(START_S))
-                    process.run(["hostname", self.name], timeout=self._limit(START_S))
+                    process.run(["hostname", self.name], timeout=self._limit(START_S), check=True)
 
     def shutdown(self) -> None:
         """Have the guest power off, and wait until it has.

@@ -35,7 +35,7 @@ class RecentLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""
         self._lines.append((time.monotonic(), record.getMessage()))
-        if record.levelno >= logging.WARNING and logging.lastResort:
+        if record.levelno >= logging.WARNING and logging.root.handlers == [self] and logging.lastResort:
             logging.lastResort.handle(record)
 
     def lines(self) -> tuple[m.LogLine, ...]:

@@ -52,7 +52,7 @@ class FakeProcess:
     pid: int = 4711
     alive: bool = True
 
-    def run(self, command: str | list[str], *, timeout: float | None = None) -> Result:
+    def run(self, command: str | list[str], *, timeout: float | None = None, check: bool = False) -> Result:
         self._check()
         text = command.removeprefix(STRICT) if isinstance(command, str) else " ".join(command)
         assert isinstance(command, list) or command.startswith(STRICT) or command == "poweroff"
@@ -65,6 +65,8 @@ class FakeProcess:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
             raise answer
+        if check and answer.status:
+            raise GuestError(f"{text!r} ended with status {answer.status}")
         return answer
 
     def wait_ready(self, timeout: float) -> None:

@@ -65,6 +65,12 @@ def test_a_machine_that_cannot_be_made_says_which_one(machine: FleetMachine, tem
     machine.succeed("true")
 
 
+def test_a_guest_that_does_not_take_its_name_has_not_started(machine: FleetMachine, templates: FakeTemplates) -> None:
+    templates.prepare_process = lambda process: process.answers.update({"hostname server": [result(1)]})
+    with pytest.raises(MachineFailure, match=r"^server: 'hostname server' ended with status 1$"):
+        machine.start()
+
+
 @pytest.mark.parametrize("name", ["", "1", "a b", "-a", "a-", "../x", "a" * 64, "ä", "a\n"])
 def test_names_that_no_host_can_have(fleet: Fleet, name: str) -> None:
     with pytest.raises(EmuError, match="no machine's name"):

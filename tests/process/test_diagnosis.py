@@ -78,7 +78,19 @@ def test_the_end_of_the_log_is_kept_with_its_age(recent: RecentLog, capsys: pyte
     assert logging.root.handlers.count(recent) == 1
 
 
-def test_warnings_are_shown_as_well(recent: RecentLog, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_shown_as_well(
+    recent: RecentLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [recent])     # without pytest's
     logging.getLogger("devices.virtio").warning("odd")
     assert capsys.readouterr().err == "odd\n"
+    assert [line.text for line in recent.lines()] == ["odd"]
+
+
+def test_warnings_that_another_handler_shows_are_not_shown(
+    recent: RecentLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(logging.root.handlers) > 1                       # pytest's
+    logging.getLogger("devices.virtio").warning("odd")
+    assert capsys.readouterr().err == ""
     assert [line.text for line in recent.lines()] == ["odd"]
