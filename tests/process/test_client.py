@@ -556,6 +556,7 @@ def test_ctrl_c_while_it_is_closed_leaves_nothing_behind(monkeypatch: pytest.Mon
         with pytest.raises(KeyboardInterrupt):
             server.process.close()
         assert worker.outcome is None
+        assert eventually(lambda: states(server.process.pid) in ("Z", ""))
     assert open_files() == before
 
 
@@ -685,9 +686,10 @@ def test_a_fork_that_fails_half_way_ends_those_that_came() -> None:
         server.reply(request, m.Failed("EmuError", "cannot fork: no room"))
 
     with FakeServer(answer) as server:
-        with pytest.raises(EmuError, match="no room"):
+        with pytest.raises(EmuError, match="no room") as info:
             server.process.fork(2)
-        assert ours.recv(1) == b""
+        ours.settimeout(PATIENCE_S)
+        assert ours.recv(1) == b"" and info.value.__traceback__     # which has all that was there
     ours.close()
     os.waitpid(pid, 0)
     assert open_files() == before

@@ -33,6 +33,7 @@ from emu.snapshot.files import file_digest
 from emu.snapshot.pages import PAGE
 from emu.snapshot.ram import trailer
 from tests.snapshot.snapshots import copy_snapshots
+from tests.support.descriptors import open_files
 
 SIZE = 64 * MIB
 NOBODY = 65534
@@ -122,7 +123,7 @@ def on_disk(*directories: Path) -> dict[str, tuple[object, ...]]:
 def held() -> tuple[list[str], list[str], int, str]:
     """What this process holds: descriptors, locks, threads, children."""
     descriptors = []
-    for name in os.listdir("/proc/self/fd"):
+    for name in open_files():
         try:
             descriptors.append(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
         except FileNotFoundError:       # the one that listed them

@@ -37,7 +37,7 @@ def test_open_files_get_positions_of_their_own(shared: Path, guest: Guest) -> No
     def child() -> list[int]:
         before = len(os.listdir("/proc/self/fd"))
         guest.server.forked()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
         for fid in fids:
             os.lseek(descriptor(guest, fid), 5, os.SEEK_SET)
             assert not os.get_inheritable(descriptor(guest, fid))
