@@ -41,6 +41,7 @@ cat >/tmp/one
 for i in 1 2 3 4 5 6 7 8 9 10 11 12; do cat /tmp/one /tmp/one >/tmp/two; mv /tmp/two /tmp/one; done
 (setsid sh -c 'x=$(cat /tmp/one); sleep 1000' &) </dev/null >/dev/null 2>&1
 """
+BOMB = "a fork bomb"
 VANDALS: dict[str, tuple[str, tuple[type[EmuError], ...]]] = {
     "files": ("rm -rf /etc /root /home /var; echo evil >/etc; mv /bin /nib; touch /tmp/left", ()),
     "settings": ("hostname evil; echo 400 >/proc/sys/kernel/pid_max; mount -t tmpfs x /mnt; umount -l /sys", ()),
@@ -48,7 +49,7 @@ VANDALS: dict[str, tuple[str, tuple[type[EmuError], ...]]] = {
     "the agent": ("kill -9 -1; kill -9 1; sleep 1000", (GuestError,)),
     "a panic": ("sync; echo c >/proc/sysrq-trigger; sleep 1000", (GuestError,)),
     "power off": ("echo o >/proc/sysrq-trigger; sleep 1000", (GuestError,)),
-    "a fork bomb": ("bomb() { bomb | bomb & bomb; }; bomb", (GuestError, MachineDied)),
+    BOMB: ("bomb() { bomb | bomb & bomb; }; bomb", (GuestError, MachineDied)),
     "all of the disk": ("cat /dev/zero >/fill; cat /dev/zero >/tmp/fill; sleep 1000", (GuestError,)),
     "output": ("yes", (OutputLimit,)),
 }
@@ -72,7 +73,7 @@ def test_a_vandal_leaves_no_trace(pool: emu.Pool, fresh: str, name: str) -> None
     endless = GuestError in errors or MachineDied in errors
     try:
         pool.run(command, timeout=BOMB_S if endless else None)
-        assert not errors, "it should have failed"
+        assert not errors or name == BOMB, "it should have failed"      # a bomb's shell may find that it cannot fork
     except errors as error:
         assert "\n" not in str(error)
     assert pool.run(LOOK, check=True).stdout == fresh
