@@ -403,10 +403,20 @@ def test_the_consoles_output_is_waited_for_while_commands_run(served: Served, th
     assert served.process.console_expect("more", PATIENCE_S) == "\nmore"
 
 
-def test_what_stands_on_the_console_already_is_found_at_once(served: Served) -> None:
+def test_the_consoles_output_is_noticed_when_nothing_else_happens(
+    served: Served, threads: ThreadPoolExecutor
+) -> None:
+    waiting = threads.submit(served.process.console_expect, "by itself", 10 * PATIENCE_S)
+    assert eventually(lambda: bool(served.server._waits))
+    served.machine.console.feed(b"by itself")
+    assert waiting.result(PATIENCE_S) == "by itself"
+
+
+def test_what_stands_on_the_console_already_is_found_at_once(served: Served, threads: ThreadPoolExecutor) -> None:
     served.machine.console.feed(b"one two three")
-    assert served.process.console_expect("one") == "one"
-    assert served.process.console_expect("t.o", 0.001) == " two"
+    for pattern, text in ("one", "one"), ("t.o", " two"):
+        waiting = threads.submit(served.process.console_expect, pattern, 10 * PATIENCE_S)
+        assert waiting.result(PATIENCE_S) == text
 
 
 def test_the_consoles_output_is_not_waited_for_for_ever(served: Served) -> None:
