@@ -309,16 +309,17 @@ class Machine(GuestCommands):
         self.board.com1.flush_bypass()
         self._plugged.prepare_fork()
 
-    def forked(self, vsock: Path | VsockNetwork | None = None) -> None:
+    def forked(self, vsock: Path | VsockNetwork | None = None, *kept: int) -> None:
         """This process is a copy of the one that had the machine: become another one.
 
         Args:
             vsock: path of a socket file of its own, or its network, if it has sockets; else there is none.
+            kept: files that go on being watched; they have been made others under the same number.
 
         Raises:
             EmuError: the host has no room for what is needed.
         """
-        self._loop.open()
+        self._loop.forked(*kept)
         self.serial_sinks[:] = [self._console_feed]
         self.console.forked()
         self._plugged.forked(vsock)
@@ -373,6 +374,13 @@ class Machine(GuestCommands):
         }
         return Counter({name: int(count) for name, count in counts.items()})
 
+    def leave(self) -> None:
+        """Give back what would outlive this process, which is about to end, and with it CPU and memory."""
+        if self.channel is not None:
+            self.channel.close()
+        self._plugged.close()
+        self.console.close()
+
     def close(self) -> None:
         """Free the CPU and the guest's memory.
 
@@ -383,9 +391,8 @@ class Machine(GuestCommands):
             if self.channel is not None:
                 self.channel.close()
             self.board.close()
-            self._plugged.close()
+            self.leave()
             self._load = None           # it holds the kernel and the root
-            self.console.close()
             self._loop.close()
             self.memory.close()
 

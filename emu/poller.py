@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from emu.cpu.abi import ffi, libc
@@ -52,10 +52,10 @@ class Poller:
         if self._watched.pop(fd, None) is not None:
             self._is_stale = True
 
-    def forget_all(self) -> None:
-        """End all watches."""
-        self._watched.clear()
-        self._is_stale = True
+    def forget_others(self, kept: Container[int]) -> None:
+        """End all watches but those of some files."""
+        for fd in [fd for fd in self._watched if fd not in kept]:
+            self.forget(fd)
 
     def wait(self, timeout_ns: int) -> None:
         """Sleep until something can be done with a file or the time is over, or a signal came; then call back."""

@@ -85,12 +85,16 @@ class RunLoop:
         self._flush_bypass = self._accounting.between("serial output", board.com1.flush_bypass)
 
     def open(self) -> None:
-        """Let the machine be driven; for a process that was forked, too: what it watched is the other one's."""
-        if self._wakeup >= 0:
-            self._poller.forget_all()
-            os.close(self._wakeup)
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Let the machine be driven."""
+        self._wakeup = _new_wakeup()
         self._poller.watch(self._wakeup, self._woken)
+
+    def forked(self, *kept: int) -> None:
+        """This process is a copy: what it watches is the original's, but for some files."""
+        fd = _new_wakeup()
+        os.dup2(fd, self._wakeup, inheritable=False)
+        os.close(fd)
+        self._poller.forget_others((self._wakeup, *kept))
 
     def close(self) -> None:
         """Never drive again."""
@@ -249,3 +253,7 @@ class RunLoop:
     @property
     def _hurried(self) -> bool:
         return self._stop_requested or self._interrupt.pending
+
+
+def _new_wakeup() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

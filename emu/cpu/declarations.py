@@ -35,6 +35,7 @@ LIBC = """
     int timer_create(int clock, void *event, void **timer);
     int timer_settime(void *timer, int flags, const int64_t value[4], void *old);
     int timer_delete(void *timer);
+    int fork(void);
     int prctl(int option, unsigned long value, unsigned long, unsigned long, unsigned long);
     int ppoll(void *files, unsigned long count, const int64_t timeout[2], const void *signals);
 

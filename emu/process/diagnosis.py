@@ -26,11 +26,16 @@ class RecentLog(logging.Handler):
         self._lines: deque[tuple[float, str]] = deque(maxlen=KEPT)
 
     def begin(self) -> None:
-        """Keep what comes from now on; in a process that was forked, too."""
-        self._lines.clear()
+        """Keep what comes from now on."""
+        self.clear()
         logging.getLogger("emu").setLevel(logging.INFO)
         if self not in logging.root.handlers:
             logging.root.addHandler(self)
+
+    def clear(self) -> None:
+        """Forget what has come."""
+        if self._lines:
+            self._lines.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""

@@ -7,8 +7,10 @@ for the user: what a command writes stays in the guest while its user does not d
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,8 +97,8 @@ class Server:
         self._current: int | None = None        # the request that is being done
         self._is_cancelled = False              # that one
         self._over = False
+        self._has_forked = False
         self._since_ns = 0
-        RECENT.begin()
         self._handlers: dict[type, Callable[[int, Any, bytes], None]] = {
             m.Run: self._run, m.WaitReady: self._wait_ready, m.WaitStopped: self._wait_stopped,
             m.CopyIn: self._copy_in, m.CopyOut: self._copy_out, m.Save: self._save, m.Fork: self._fork,
@@ -107,6 +109,7 @@ class Server:
 
     def serve(self) -> None:
         """Do what is asked until nobody can ask any more."""
+        RECENT.begin()
         self._machine.watch_fd(self._wire.fileno(), self._received)
         if self._watched is not None:
             self._machine.watch_fd(self._watched, self._abandoned)
@@ -120,7 +123,7 @@ class Server:
         except Exception as error:              # a fault of ours
             self._reply(0, m.Failed("EmuError", f"the machine's process has failed: {error!r}"))
             raise
-        self._machine.close()
+        self._machine.leave()
 
     # -- what comes ------------------------------------------------------------------------------------------------
 
@@ -307,21 +310,40 @@ class Server:
         self._reply(number, m.Done())
 
     def _fork(self, number: int, body: m.Fork, _data: bytes) -> None:
-        from emu.process.forking import fork_machine
+        from emu.process.forking import fork_process, plain_fork
 
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)       # nobody asks here how a child ended
+        if threading.active_count() > 1:                    # somebody's handlers have started one
+            raise EmuError("the machine's process has other threads, and cannot be forked safely")
+        if not self._has_forked:
+            self._has_forked = True
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # nobody asks here how a child ended
         self._machine.prepare_fork()
+        gc.freeze()                                         # looking through them would copy objects in the child
         for index in range(body.count):
-            vsock = _place(body.vsock[index]) if body.vsock else None
-            child = fork_machine(self._machine, vsock, self._let_go)
-            self._reply(number, m.Forked(child.pid), fds=(child.sock.detach(), child.pidfd))
+            child = fork_process(plain_fork)
+            if isinstance(child, int):
+                self._become(child, _place(body.vsock[index]) if body.vsock else None)
+                return
+            self._reply(number, m.Forked(child.pid), fds=(child.sock, child.pidfd))
         self._reply(number, m.Done())
 
-    def _let_go(self) -> None:
-        """In a child: what it has of its parent's is closed."""
-        self._wire.close()
+    def _become(self, sock: int, vsock: Path | VsockNetwork | None) -> None:
+        """In a child: be its server; what is the parent's is closed, and forgotten."""
         if self._watched is not None:
             os.close(self._watched)
+            self._watched = None
+        self._wire.exchange(sock)
+        for each in self._requests, self._running, self._waits:
+            if each:
+                each.clear()
+        RECENT.clear()
+        try:
+            self._machine.forked(vsock, self._wire.fileno())
+            self._since_ns = monotonic_ns()
+        except Exception as error:
+            is_known = isinstance(error, EmuError | OSError)
+            self._reply(0, m.Failed("EmuError", str(error) if is_known else f"the fork has failed: {error!r}"))
+            os._exit(1)                     # what the machine has of the host's is still the parent's
 
     def _stats(self, number: int, _body: m.Stats, _data: bytes) -> None:
         self._reply(number, m.Done(self._machine.stats()))

@@ -25,7 +25,8 @@ from emu.snapshot.codec import decode, encode
 __all__ = ["LONGEST_SLEEP_S", "Frame", "Wire", "WireError", "wait_readable"]
 
 HEADER = struct.Struct("<II")
-CHUNK = 256 << 10               # bytes that are read at a time; there is other work
+FIRST_CHUNK = 8 << 10           # bytes that are read at a time: most frames are short,
+CHUNK = 256 << 10               # and the rest of a long one; more would keep other work waiting
 LONGEST_TEXT = 64 << 20         # bytes of JSON
 LARGEST = 1 << 30               # bytes beside it
 LONGEST_SLEEP_S = 0.5           # a signal just before the sleep is not noticed by it
@@ -142,6 +143,8 @@ class Wire(Generic[M]):
             WireError: see there.
         """
         ended = self._read()
+        if len(self._partial) == FIRST_CHUNK:
+            ended = self._read()
         while (frame := self._next()) is not None:
             yield frame
         if ended:
@@ -160,7 +163,8 @@ class Wire(Generic[M]):
         if len(self._fds) > 1:                  # of a frame that is not whole: there is no end to them
             raise WireError("a process of a machine sent descriptors in the midst of a frame")
         try:            # not recv_fds, which has Python 3.11 forget the flags
-            data, extra, flags, _address = self._sock.recvmsg(CHUNK, FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
+            size = CHUNK if self._partial else FIRST_CHUNK
+            data, extra, flags, _address = self._sock.recvmsg(size, FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return False
         except OSError:
@@ -207,9 +211,25 @@ class Wire(Generic[M]):
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def exchange(self, sock: int) -> None:
+        """Go on with another socket, under the number of the one that there was: nothing said there matters any more.
+
+        Args:
+            sock: its descriptor, taken over.
+        """
+        fd = self._sock.fileno()
+        os.dup2(sock, fd, inheritable=False)
+        os.close(sock)
+        os.set_blocking(fd, False)
+        self._drop_fds()
+        self._partial.clear()
+
     def close(self) -> None:
         """Close the socket, and descriptors that were not sent or that nobody took."""
         self._sock.close()
+        self._drop_fds()
+
+    def _drop_fds(self) -> None:
         for _, fds in (*self._fds, *self._unsent):
             Frame(None, fds=fds).drop()
         self._fds.clear()

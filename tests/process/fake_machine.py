@@ -202,7 +202,7 @@ class FakeMachine:
     def stats(self) -> ExitStats:
         return ExitStats((), 1, 2, 3, False)
 
-    def close(self) -> None:
+    def leave(self) -> None:
         self.is_closed = True
 
     # -- of its guest ----------------------------------------------------------------------------------------------
