@@ -72,18 +72,25 @@ class Channel:
         console: of the same machine; drives it, and knows whether its kernel has panicked.
         state: of the channel that this one goes on for. What ran in the guest then is killed.
         has_shares: whether the guest of that state may have mounted what the host shares.
+        look: has the run under way, if any, come back to who waits for a command's end.
 
     Attributes:
         alive: the agent is there.
     """
 
     def __init__(
-        self, device: PortDevice, console: Console, state: ChannelState | None = None, has_shares: bool = False
+        self,
+        device: PortDevice,
+        console: Console,
+        state: ChannelState | None = None,
+        has_shares: bool = False,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         state = state or ChannelState()
         self.alive = state.alive
         self._device = device
         self._console = console
+        self._look = look
         self._waiting: deque[Job] = deque()
         self._slots: dict[int, Slot] = {}
         self._failed_slots = 0
@@ -350,6 +357,7 @@ class Channel:
         return self._slots[number]
 
     def _slot_changed(self, has_failed: bool) -> None:
+        self._look()        # the guest is about to start a shell for the next command
         self._failed_slots = self._failed_slots + 1 if has_failed else 0
         if self._failed_slots < SLOT_ATTEMPTS:
             self._dispatch()

@@ -33,6 +33,7 @@ class GuestCommands:
         ready: the guest's shell or agent has answered before.
         shell: whether the guest has a shell at all.
         has_shares: whether there are directories that the guest may have mounted.
+        look: has the run under way come back to who waits.
 
     Attributes:
         console: the guest's console, in pexpect's words.
@@ -48,10 +49,11 @@ class GuestCommands:
         ready: bool = False,
         shell: bool = True,
         has_shares: bool = False,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self.console = console
         self.has_shell = shell
-        self.channel = None if ports is None else Channel(ports, console, channel, has_shares)
+        self.channel = None if ports is None else Channel(ports, console, channel, has_shares, look)
         self._ports = ports
         self._forget_shell()
         self._is_ready = ready

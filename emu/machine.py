@@ -96,10 +96,10 @@ class Machine(GuestCommands):
         hvc = self._plugged.hvc
         console = Console(self._console_send, self.drive, self.watch_fd, self.unwatch_fd, hvc.resize if hvc else None)
         if state is None:
-            super().__init__(console, self._plugged.ports, shell=fittings.shell)
+            super().__init__(console, self._plugged.ports, shell=fittings.shell, look=self._loop.look)
         else:
-            ports, shares = self._plugged.ports, bool(fittings.shares)
-            super().__init__(console, ports, state.channel, state.ready, fittings.shell, shares)
+            ports, shares, look = self._plugged.ports, bool(fittings.shares), self._loop.look
+            super().__init__(console, ports, state.channel, state.ready, fittings.shell, shares, look)
         self.serial_sinks.append(self._console_feed)
         if state is not None:
             self.board.resumed(self._is_renewed)

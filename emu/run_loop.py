@@ -172,6 +172,10 @@ class RunLoop:
             os.eventfd_write(self._wakeup, 1)
             self._board.cpu.stop()
 
+    def look(self) -> None:
+        """What is waited for may have come, in an exit: the condition is looked at before the guest does more."""
+        self._board.cpu.stop()
+
     def _woken(self) -> None:
         os.eventfd_read(self._wakeup)
 
