@@ -61,9 +61,13 @@ def fork_once(template: emu.MachineProcess) -> dict[str, float]:
     started = time.monotonic_ns()
     with template.fork() as clone:
         called = since_ms(started)
-        private = clone.use().private_bytes / KIB
-        begun = since_ms(started, clone.describe().since_ns)
-        return {"fork_ms": begun, "fork_call_ms": called, "start_private_kib": private}
+        return {"fork_ms": since_ms(started, clone.describe().since_ns), "fork_call_ms": called}
+
+
+def size_once(template: emu.MachineProcess) -> dict[str, float]:
+    """What one clone holds as it begins."""
+    with template.fork() as clone:
+        return {"start_private_kib": clone.use().private_bytes / KIB}
 
 
 def command_once(template: emu.MachineProcess) -> dict[str, float]:
@@ -101,7 +105,7 @@ def measure(report: Report, prefix: str, template: emu.MachineProcess, forks: in
     """All figures of one machine."""
     template.wait_ready()
     own = [command_ms(template) for _ in range(WARM_UP + forks)][WARM_UP:]
-    for once in fork_once, command_once:
+    for once in fork_once, size_once, command_once:
         rounds = [once(template) for _ in range(WARM_UP + forks)][WARM_UP:]
         for key in rounds[0]:
             samples = [parts[key] for parts in rounds]

@@ -296,6 +296,7 @@ class Machine(GuestCommands):
         """
         from emu.process.forking import fork_here
 
+        self._check_still("forked")
         machines = fork_here(self, 1 if count is None else count)
         return machines[0] if count is None else machines
 
@@ -303,9 +304,9 @@ class Machine(GuestCommands):
         """Be such that copies of this process can go on with the machine.
 
         Raises:
-            EmuError: the machine is closed, running, or has stopped; a disk is written in place.
+            EmuError: the machine is closed or has stopped; a disk is written in place.
         """
-        self._check_still("forked")
+        self._check_alive()
         self.board.com1.flush_bypass()
         self._plugged.prepare_fork()
 
@@ -328,6 +329,21 @@ class Machine(GuestCommands):
         self.board.new_generation(self._is_renewed)
 
     @property
+    def is_idle(self) -> bool:
+        """The guest waits for an interrupt, within a call of `drive`."""
+        return self._loop.is_idle
+
+    @property
+    def is_interrupted(self) -> bool:
+        """An interrupt waits for the guest."""
+        return self.board.intr.level
+
+    @property
+    def run_ns(self) -> int:
+        """Host time that the guest has run in."""
+        return self._loop.run_ns
+
+    @property
     def _is_renewed(self) -> bool:
         """Whether a program in the guest sees to it that a copy of it differs."""
         return self.channel is not None and self.channel.renews
@@ -337,6 +353,11 @@ class Machine(GuestCommands):
         self._loop.check_open()
         if self._loop.is_driven:
             raise EmuError(f"the machine is running; it can be {what} between two calls that drive it")
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        """Raise `EmuError` if the machine is closed, or has stopped."""
+        self._loop.check_open()
         if self.stop_reason is not None:
             raise EmuError(f"the machine has stopped: {self.stop_detail}")
 

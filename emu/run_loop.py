@@ -55,12 +55,14 @@ class RunLoop:
         stop_reason: why the machine stopped, None while it can run.
         stop_detail: the same in one line, with what is known of the place.
         run_ns: host time in the CPU.
+        is_idle: the guest waits for an interrupt, and this for what might bring one.
     """
 
     def __init__(self, poller: Poller, accounting: Accounting, restart: Callable[[], None]) -> None:
         self.stop_reason: StopReason | None = None
         self.stop_detail = ""
         self.run_ns = 0
+        self.is_idle = False
         self._poller = poller
         self._accounting = accounting
         self._restart = restart
@@ -246,12 +248,16 @@ class RunLoop:
     def _idle(self, until: Callable[[], bool], end_ns: int) -> None:
         """The guest waits for an interrupt: sleep until the next timer, file or request."""
         board, clock = self._board, self._clock
-        while not (board.intr.level or self._hurried or self.stop_reason is not None or until()):
-            now = time.monotonic_ns()
-            if now >= end_ns:
-                break
-            self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + LONGEST_SLEEP_NS) - now)
-            clock.run_due()
+        self.is_idle = True
+        try:
+            while not (board.intr.level or self._hurried or self.stop_reason is not None or until()):
+                now = time.monotonic_ns()
+                if now >= end_ns:
+                    break
+                self._poller.wait(min(clock.next_ns + clock.host_origin_ns, end_ns, now + LONGEST_SLEEP_NS) - now)
+                clock.run_due()
+        finally:
+            self.is_idle = False
         self._seen_ns = time.monotonic_ns()
 
     @property

@@ -24,7 +24,6 @@ from devices.frozen import frozen
 from emu.cpu.abi import ffi, libc
 from emu.errors import EmuError
 from emu.process import messages as m
-from emu.process.server import Server
 from emu.process.wire import Wire
 
 if TYPE_CHECKING:
@@ -136,6 +135,7 @@ def _live(machine: Machine, sock: socket.socket) -> NoReturn:
 
 def _become(machine: Machine, sock: socket.socket) -> None:
     from emu.process.client import close_all
+    from emu.process.server import Server
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C is for the user's process, which closes this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -22,7 +22,9 @@ from emu.errors import EmuError, GuestError, GuestStopped, GuestTimeout, OutputL
 from emu.fittings import VsockNetwork
 from emu.job import shown
 from emu.process import messages as m
+from emu.process.ahead import GO, Ahead
 from emu.process.diagnosis import RECENT, diagnose
+from emu.process.forking import fork_process, plain_fork
 from emu.process.waits import Expectation, Stop, Wait
 from emu.process.wire import Wire, WireError
 
@@ -98,6 +100,7 @@ class Server:
         self._is_cancelled = False              # that one
         self._over = False
         self._has_forked = False
+        self._ahead = Ahead(machine)
         self._since_ns = 0
         self._handlers: dict[type, Callable[[int, Any, bytes], None]] = {
             m.Run: self._run, m.WaitReady: self._wait_ready, m.WaitStopped: self._wait_stopped,
@@ -177,6 +180,7 @@ class Server:
             or bool(self._requests)
             or any(one.is_due for one in self._running.values())
             or any(wait.is_due for wait, _ in self._waits.values())
+            or (self._has_forked and self._machine.is_idle and not self._running and self._look_ahead())
         )
 
     def _handle(self, request: m.Request, data: bytes) -> None:
@@ -310,8 +314,6 @@ class Server:
         self._reply(number, m.Done())
 
     def _fork(self, number: int, body: m.Fork, _data: bytes) -> None:
-        from emu.process.forking import fork_process, plain_fork
-
         if threading.active_count() > 1:                    # somebody's handlers have started one
             raise EmuError("the machine's process has other threads, and cannot be forked safely")
         if not self._has_forked:
@@ -319,15 +321,19 @@ class Server:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)   # nobody asks here how a child ended
         self._machine.prepare_fork()
         gc.freeze()                                         # looking through them would copy objects in the child
+        if body.vsock:
+            self._ahead.drop()                              # it has no sockets
         for index in range(body.count):
-            child = fork_process(plain_fork)
+            child = self._ahead.take() or fork_process(plain_fork)
             if isinstance(child, int):
                 self._become(child, _place(body.vsock[index]) if body.vsock else None)
                 return
             self._reply(number, m.Forked(child.pid), fds=(child.sock, child.pidfd))
         self._reply(number, m.Done())
+        if body.count == 1 and not body.vsock:
+            self._ahead.expect()
 
-    def _become(self, sock: int, vsock: Path | VsockNetwork | None) -> None:
+    def _become(self, sock: int, vsock: Path | VsockNetwork | None = None) -> None:
         """In a child: be its server; what is the parent's is closed, and forgotten."""
         if self._watched is not None:
             os.close(self._watched)
@@ -337,13 +343,25 @@ class Server:
             if each:
                 each.clear()
         RECENT.clear()
+        self._ahead.forget()
         try:
             self._machine.forked(vsock, self._wire.fileno())
-            self._since_ns = monotonic_ns()
         except Exception as error:
             is_known = isinstance(error, EmuError | OSError)
             self._reply(0, m.Failed("EmuError", str(error) if is_known else f"the fork has failed: {error!r}"))
             os._exit(1)                     # what the machine has of the host's is still the parent's
+        self._since_ns = monotonic_ns()
+
+    def _look_ahead(self) -> bool:
+        """The guest has nothing to do; whether this process is another one afterwards."""
+        sock = self._ahead.look()
+        if sock is None:
+            return False
+        self._become(sock)
+        if not self._wire.wait_for(GO):
+            os._exit(0)
+        self._since_ns = monotonic_ns()
+        return True
 
     def _stats(self, number: int, _body: m.Stats, _data: bytes) -> None:
         self._reply(number, m.Done(self._machine.stats()))

@@ -204,6 +204,14 @@ class Wire(Generic[M]):
             raise WireError(f"a process of a machine sent what is no message: {error}") from None
         return Frame(message, data, fds)
 
+    def wait_for(self, word: bytes) -> bool:
+        """Wait for bytes that are no frame, before any has come; whether they came, and not the end."""
+        fd = self._sock.fileno()
+        os.set_blocking(fd, True)
+        came = os.read(fd, len(word))
+        os.set_blocking(fd, False)
+        return came == word
+
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def shut_down(self) -> None:

@@ -133,6 +133,7 @@ class FakeMachine:
         self.unkillable: set[str] = set()
         self.on_wait_ready: Callable[[], None] = lambda: None
         self.is_closed = False
+        self.is_idle = False
         self.stop_reason: StopReason | None = None
         self.stop_detail = ""
         self.memory = SimpleNamespace(size=64 << 20)

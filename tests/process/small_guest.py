@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.multiboot.images import BASE, elf, header
 
-__all__ = ["SPINNING", "small_kernel"]
+__all__ = ["SPINNING", "WAITING", "small_kernel"]
 
 READY = (                                   # say that it is there, and read no interrupts
     b"\x66\xba\xfc\x03\xb0\x03\xee"         # mov dx, 0x3fc; mov al, 3; out dx, al: DTR and RTS, go ahead
@@ -22,6 +22,15 @@ COUNTING = READY + (                        # answers each byte with how many th
     b"\x88\xc8\x04\x30\xee"                 # mov al, cl; add al, '0'; out dx, al
     b"\xeb\xe8"                             # jmp to mov dx, 0x3fd
     b"\xfa\xf4"                             # cli; hlt: the end of the machine
+)
+WAITING = READY + (                         # the same, and waits for interrupts between two looks
+    b"\xfb\xf4"                             # sti; hlt
+    b"\x66\xba\xfd\x03"                     # mov dx, 0x3fd
+    b"\xec\xa8\x01\x74\xf5"                 # in al, dx; test al, 1; jz to sti
+    b"\xb2\xf8\xec"                         # mov dl, 0xf8; in al, dx
+    b"\x41"                                 # inc ecx
+    b"\x88\xc8\x04\x30\xee"                 # mov al, cl; add al, '0'; out dx, al
+    b"\xeb\xea"                             # jmp to sti
 )
 SPINNING = READY + b"\xeb\xfe"              # jmp to itself
 
