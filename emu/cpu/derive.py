@@ -1,12 +1,14 @@
 """Make a row of the layout table from a libunicorn: `python -m emu.cpu.derive [PATH]`.
 
-Offsets come from the first memory operands of small exported functions (Capstone reads them), from values written
+The library may be one for x86-64 hosts, which is loaded, or one for aarch64 hosts, which is not
+(`emu.cpu.derive_aarch64`). Offsets come from the first memory operands of small exported functions (Capstone reads them), from values written
 through the public API and found again in the CPU's state, and from the ELF relocations. What has no such witness
 follows from the order of the fields in QEMU 5.0.1's target/i386/cpu.h. `emu.cpu.check` tries the result.
 """
 
 from __future__ import annotations
 
+import platform
 import struct
 import sys
 from dataclasses import fields
@@ -15,11 +17,16 @@ from typing import Any
 import capstone
 from elftools.elf.elffile import ELFFile
 
+from devices.frozen import frozen
 from emu.cpu import abi
 from emu.cpu.abi import ffi
 from emu.cpu.constants import (
     CONTROL_CPU_MODEL,
     CPU_MODEL_QEMU64,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+    EFER_SCE,
     MODE_64,
     MSR_CSTAR,
     MSR_EFER,
@@ -40,14 +47,17 @@ from emu.cpu.constants import (
     control_write,
 )
 from emu.cpu.layout import Layout, build_id
+from emu.errors import UnsupportedHost
 
 CPU_STATE_BYTES = 0x4000
 MSR_RANGES = range(0x2000), range(0xC000_0000, 0xC000_2000), range(0xC001_0000, 0xC001_2000)
 TABLES = (".dynstr", ".dynsym", ".rela.dyn", ".rela.plt")
 WORDS = struct.Struct(f"<{CPU_STATE_BYTES // 8}Q")
+MSR = struct.Struct("<I4xQ")            # struct msr
 SYMBOL = struct.Struct("<IBBHQQ")       # Elf64_Sym: name, info, other, section, value, size
 RELOCATION = struct.Struct("<QQq")      # Elf64_Rela: offset, symbol << 32 | type, addend
-R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT = 1, 6, 7
+X86_64_RELOCATIONS = 7, 1, 6            # R_X86_64_JUMP_SLOT, _64, _GLOB_DAT
+AARCH64_RELOCATIONS = 1026, 257, 1025   # R_AARCH64_JUMP_SLOT, _ABS64, _GLOB_DAT
 REPLACED = {
     "PAGE_WRITTEN": "tb_invalidate_phys_page_fast_x86_64",
     "PROTECT_CODE": "tlb_protect_code_x86_64",
@@ -115,6 +125,8 @@ class Functions:
 class Witness:
     """A CPU whose state is searched for values written through the public API."""
 
+    EFER = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
+
     def __init__(self, library: Any, uc_cpu: int, env: int) -> None:
         self.library = library
         handle = ffi.new("void **")
@@ -125,11 +137,17 @@ class Witness:
         self.write(REGISTER_CR3, 0)                         # the first call makes the CPU
         self.env = ffi.cast("char *", ffi.cast("uint64_t *", abi.address(self.uc) + uc_cpu)[0] + env)
 
-    def write(self, register: int, value: int) -> None:
-        self.library.uc_reg_write(self.uc, register, ffi.new("uint64_t[2]", (value, 0)))     # none is wider
+    def store(self, register: int, value: bytes) -> None:
+        self.library.uc_reg_write(self.uc, register, ffi.from_buffer(value))
 
     def state(self) -> bytes:
         return bytes(ffi.buffer(self.env, CPU_STATE_BYTES))
+
+    def vendor(self) -> int:
+        return self.state().index(b"AuthenticAMD")
+
+    def write(self, register: int, value: int) -> None:
+        self.store(register, value.to_bytes(16, "little"))      # none is wider
 
     def register(self, register: int, value: int = 0x5A5A_1234_5000) -> int:
         self.write(register, value)
@@ -148,7 +166,7 @@ class Witness:
 
     def msr(self, number: int, value: int | None = None) -> int:
         value = 0x5A5A << 32 | number if value is None else value
-        self.library.uc_reg_write(self.uc, REGISTER_MSR, ffi.new("struct msr *", (number, value)))
+        self.store(REGISTER_MSR, MSR.pack(number, value))
         return self.state().index(struct.pack("<Q", value))
 
     def kept_msrs(self) -> tuple[tuple[int, int, int], ...]:
@@ -170,7 +188,7 @@ class Witness:
     def _msr_word(self, number: int) -> int | None:
         states = []
         for value in 0, (1 << 64) - 1:
-            self.library.uc_reg_write(self.uc, REGISTER_MSR, ffi.new("struct msr *", (number, value)))
+            self.store(REGISTER_MSR, MSR.pack(number, value))
             states.append(self.state())
         if states[0] == states[1]:
             return None
@@ -178,35 +196,89 @@ class Witness:
         return 8 * max(range(len(bits)), key=lambda i: bits[i].bit_count())     # some change a hidden flag too
 
 
+@frozen
+class Places:
+    """What is read off a library's functions."""
+
+    uc_cpu: int
+    no_exit_request: int
+    exit_request: int
+    icount_decr_ptr: int
+    exception_index: int
+    exception_is_int: int
+    error_code: int
+    env: int
+    tlb: int
+    hflags: int
+    intercept: int
+    tcg_uc: int
+    tcg_cpu_env: int
+
+
+def machine(path: str) -> str:
+    """The kind of host that the library at `path` is for, as `os.uname` names it."""
+    with open(path, "rb") as file:
+        return {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}.get(ELFFile(file).header["e_machine"], "unknown")
+
+
 def derive(path: str) -> Layout:
-    """The layout of the library at `path`."""
-    library = abi.open_library(path)
-    symbols = abi.Symbols(path)
-    functions = Functions(symbols)
-    uc_cpu = functions.displacements("cpu_stop_current")[0][1]
+    """The layout of the library at `path`.
+
+    Raises:
+        UnsupportedHost: it is for another kind of host.
+    """
+    kind = machine(path)
+    if kind == "aarch64":
+        from emu.cpu import derive_aarch64      # needs this module
+
+        return layout_from(*derive_aarch64.look(path), _link_addresses(path, *AARCH64_RELOCATIONS))
+    if kind != platform.machine():
+        raise UnsupportedHost(f"{path} is not for this host, nor for aarch64")
+    places = _look(path)
+    witness = Witness(abi.open_library(path), places.uc_cpu, places.env)
+    return layout_from(places, witness, _link_addresses(path, *X86_64_RELOCATIONS))
+
+
+def _look(path: str) -> Places:
+    functions = Functions(abi.Symbols(path))
     (icount_decr_ptr, exit_request) = (disp for _, disp in functions.displacements("cpu_exit", 31)[:2])
     exception_index, error_code, exception_is_int = (d for _, d in functions.displacements("x86_cpu_do_interrupt")[:3])
-    env = functions.lea("x86_cpu_do_interrupt")
     svm = functions.displacements("cpu_svm_check_intercept_param")
-    witness = Witness(library, uc_cpu, env)
-    eip = witness.register(REGISTER_RIP)
-    vendor = witness.state().index(b"AuthenticAMD")
-    intercept = next(disp for mnemonic, disp in svm if mnemonic in ("mov", "and", "bt") and _wide(svm, disp))
     jump = functions.displacements("tcg_gen_lookup_and_goto_ptr", 102)
-    cr3 = witness.register(REGISTER_CR3)
-    star = witness.msr(MSR_STAR)
-    return Layout(
-        uc_cpu=uc_cpu,
-        no_exit_request=functions.displacements("check_exit_request")[1][1],
+    check = functions.displacements("check_exit_request")
+    return Places(
+        uc_cpu=functions.displacements("cpu_stop_current")[0][1],
+        no_exit_request=check[1][1],
         exit_request=exit_request,
-        interrupt_request=0x1C,
         icount_decr_ptr=icount_decr_ptr,
-        opaque=exception_index - 8 - 0x28,
-        halted=exception_index - 8,
+        exception_index=exception_index,
         exception_is_int=exception_is_int,
         error_code=error_code,
-        env=env,
+        env=functions.lea("x86_cpu_do_interrupt"),
         tlb=functions.lea("tlb_reset_dirty"),
+        hflags=svm[0][1] & ~3,
+        intercept=next(disp for mnemonic, disp in svm if mnemonic in ("mov", "and", "bt") and _wide(svm, disp)),
+        tcg_uc=check[0][1],
+        tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
+    )
+
+
+def layout_from(places: Places, witness: Witness, link_addresses: dict[str, Any]) -> Layout:
+    """The row, from what functions, the CPU's state and the file tell."""
+    eip = witness.register(REGISTER_RIP)
+    vendor = witness.vendor()
+    return Layout(
+        uc_cpu=places.uc_cpu,
+        no_exit_request=places.no_exit_request,
+        exit_request=places.exit_request,
+        interrupt_request=0x1C,
+        icount_decr_ptr=places.icount_decr_ptr,
+        opaque=places.exception_index - 8 - 0x28,
+        halted=places.exception_index - 8,
+        exception_is_int=places.exception_is_int,
+        error_code=places.error_code,
+        env=places.env,
+        tlb=places.tlb,
         eip=eip,
         eflags=eip + 8,
         cc_dst=eip + 16,
@@ -214,28 +286,28 @@ def derive(path: str) -> Layout:
         cc_src2=eip + 32,
         cc_op=eip + 40,
         df=eip + 44,
-        hflags=svm[0][1] & ~3,
-        segs=(svm[0][1] & ~3) + 8,
-        cr=cr3 - 3 * 8,
-        efer=witness.msr(MSR_EFER, 0xD01),
+        hflags=places.hflags,
+        segs=places.hflags + 8,
+        cr=witness.register(REGISTER_CR3) - 3 * 8,
+        efer=witness.msr(MSR_EFER, witness.EFER),
         fpstt=witness.register_16(REGISTER_FPCW) - 6,
         fpregs=witness.register_16(REGISTER_FP0),
         mxcsr=witness.register_16(REGISTER_MXCSR),
         xmm=witness.register_16(REGISTER_XMM0),
-        star=star,
+        star=witness.msr(MSR_STAR),
         lstar=witness.msr(MSR_LSTAR),
         cstar=witness.msr(MSR_CSTAR),
         fmask=witness.msr(MSR_SFMASK),
-        vm_vmcb=intercept - 16,
-        tsc_offset=intercept - 8,
-        intercept=intercept,
+        vm_vmcb=places.intercept - 16,
+        tsc_offset=places.intercept - 8,
+        intercept=places.intercept,
         dr=witness.register(REGISTER_DR0),
         cpuid_version=vendor + 12,
         cpuid_features=vendor + 16,
-        tcg_uc=functions.displacements("check_exit_request")[0][1],
-        tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
+        tcg_uc=places.tcg_uc,
+        tcg_cpu_env=places.tcg_cpu_env,
         msrs=witness.kept_msrs(),
-        **_link_addresses(path),
+        **link_addresses,
     )
 
 
@@ -244,11 +316,11 @@ def _wide(operands: list[tuple[str, int]], disp: int) -> bool:
     return {disp + 8, disp + 10, disp + 12, disp + 14} <= {d for _, d in operands}
 
 
-def _link_addresses(path: str) -> dict[str, Any]:
+def _link_addresses(path: str, jump_slot: int, absolute: int, global_data: int) -> dict[str, Any]:
     replaced = (
-        (".rela.plt", R_X86_64_JUMP_SLOT, REPLACED),
-        (".rela.dyn", R_X86_64_64, REPLACED_HELPERS),
-        (".rela.dyn", R_X86_64_GLOB_DAT, REPLACED_POINTERS),
+        (".rela.plt", jump_slot, REPLACED),
+        (".rela.dyn", absolute, REPLACED_HELPERS),
+        (".rela.dyn", global_data, REPLACED_POINTERS),
     )
     slots: list[tuple[str, int]] = []
     with open(path, "rb") as file:
