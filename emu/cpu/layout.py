@@ -197,6 +197,96 @@ KNOWN_BUILDS: dict[str, Layout] = {
     ),
 }
 
+KNOWN_AARCH64_BUILDS: dict[str, Layout] = {
+    # unicorn 2.1.4, aarch64 manylinux wheel
+    "0ca94f9db50b8ec0f19d911ea473b67f9f50f069": Layout(
+        uc_cpu=0x1b8,
+        no_exit_request=0x7f2,
+        exit_request=0x15,
+        interrupt_request=0x1c,
+        icount_decr_ptr=0x1a0,
+        opaque=0x81e0,
+        halted=0x8208,
+        exception_is_int=0x9fcc,
+        error_code=0x9fc8,
+        env=0x8ac0,
+        tlb=-0x40,
+        eip=0x80,
+        eflags=0x88,
+        cc_dst=0x90,
+        cc_src=0x98,
+        cc_src2=0xa0,
+        cc_op=0xa8,
+        df=0xac,
+        hflags=0xb0,
+        segs=0xb8,
+        cr=0x1a8,
+        efer=0x250,
+        fpstt=0x25c,
+        fpregs=0x270,
+        mxcsr=0x330,
+        xmm=0x338,
+        star=0x12d8,
+        lstar=0x12e8,
+        cstar=0x12f0,
+        fmask=0x12f8,
+        vm_vmcb=0x1580,
+        tsc_offset=0x1588,
+        intercept=0x1590,
+        dr=0x1518,
+        cpuid_version=0x15fc,
+        cpuid_features=0x1600,
+        tcg_uc=0x9a90,
+        tcg_cpu_env=0x99f8,
+        uc_emu_stop=0x3bc530,
+        slots=(
+            ("GENERATE_CALL", 0x1334698),
+            ("ABORT", 0x1334e48),
+            ("PROTECT_CODE", 0x1336188),
+            ("UNPROTECT_CODE", 0x1336918),
+            ("PAGE_WRITTEN", 0x1337e50),
+            ("LOAD_PHYSICAL_64", 0x1338160),
+            ("RESET_DIRTY_BY_ADDRESS", 0x133a580),
+            ("GENERATE_EXIT", 0x133b910),
+            ("STORE_8", 0x12a3cb0),
+            ("STORE_16", 0x12a3cb8),
+            ("STORE_32", 0x12a3cc0),
+            ("STORE_64", 0x12a3cc8),
+            ("READ_FLAGS", 0x12a3da8),
+            ("READ_CONTROL", 0x12a40f0),
+            ("WRITE_CONTROL", 0x12a4108),
+            ("SYSENTER", 0x12a4198),
+            ("READ_FLAGS", 0x1320310),
+            ("READ_CONTROL", 0x1321018),
+            ("WRITE_CONTROL", 0x13253b0),
+            ("SYSENTER", 0x13179d8),
+            ("DEBUG_EXCEPTION", 0x1327508),
+        ),
+        msrs=(
+            (0x174, 0x3, 0x12c0),
+            (0x17a, 0x1, 0x1330),
+            (0x17b, 0x1, 0x19d8),
+            (0x1a0, 0x1, 0x1338),
+            (0x200, 0x10, 0x1910),
+            (0x250, 0x1, 0x18b0),
+            (0x258, 0x2, 0x18b8),
+            (0x268, 0x8, 0x18c8),
+            (0x277, 0x1, 0x14a0),
+            (0x2ff, 0x1, 0x1908),
+            (0x400, 0x28, 0x19e8),
+            (0xd90, 0x1, 0x248),
+            (0xc0000081, 0x1, 0x12d8),
+            (0xc0000082, 0x3, 0x12e8),
+            (0xc0000102, 0x1, 0x1300),
+            (0xc0000103, 0x1, 0x1320),
+            (0xc0010117, 0x1, 0x12e0),
+        ),
+    ),
+}
+
+BUILDS_BY_HOST = {"x86_64": KNOWN_BUILDS, "aarch64": KNOWN_AARCH64_BUILDS}
+"""The known builds for each kind of host, which is named as `os.uname` names it."""
+
 
 def build_id(path: str) -> str:
     """The GNU build ID of a shared library, in hexadecimal.
@@ -253,10 +343,10 @@ def layout_of(path: str) -> Layout:
     """The layout of a libunicorn file.
 
     Raises:
-        UnsupportedHost: it is not one of the known builds.
+        UnsupportedHost: it is not one of the known builds for this kind of host.
     """
     identity = build_id(path)
-    layout = KNOWN_BUILDS.get(identity)
+    layout = BUILDS_BY_HOST.get(os.uname().machine, {}).get(identity)
     if layout is None:
         raise UnsupportedHost(
             f"libunicorn build {identity[:16]} is not known: {REMEDY}, "

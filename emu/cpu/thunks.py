@@ -1,4 +1,7 @@
-"""Loads the machine code of `thunks.lst` into executable memory, its placeholders filled in, once a process."""
+"""Loads the machine code of a listing into executable memory, its placeholders filled in, once a process.
+
+`thunks.lst` is for x86-64 hosts, `thunks_aarch64.lst` for aarch64 ones.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,21 @@ import os
 import re
 from collections.abc import Mapping
 
-from emu.cpu.abi import ffi
+from emu.cpu.abi import ffi, libc
+from emu.errors import UnsupportedHost
 
-LISTING = "thunks.lst"
+LISTINGS = {"x86_64": "thunks.lst", "aarch64": "thunks_aarch64.lst"}       # by what os.uname calls the host
 ALIGNMENT = 64                      # a cache line each
 
 _LINE = re.compile(r"  [0-9a-f]{3}  ((?:(?:[0-9a-f]{2}|<\w+:\d>) ?)+)")
 _PLACEHOLDER = re.compile(r"<(\w+):(\d)>")
 
 
-def read_listing() -> dict[str, list[str]]:
-    """The routines of `thunks.lst`."""
+def read_listing(host: str | None = None) -> dict[str, list[str]]:
+    """The routines for a kind of host, by default this one."""
     # importlib.resources would do the same, and take 5 ms to import
-    with open(os.path.join(os.path.dirname(__file__), LISTING), encoding="ascii") as file:
+    listing = LISTINGS[host or os.uname().machine]
+    with open(os.path.join(os.path.dirname(__file__), listing), encoding="ascii") as file:
         return listed_routines(file.read())
 
 
@@ -67,12 +72,30 @@ class Thunks:
             code += assemble(lines, values)
             code += b"\xcc" * (-len(code) % ALIGNMENT)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS        # a process that was forked cannot change its parent's
-        rights = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
-        self._memory = mmap.mmap(-1, len(code), flags=flags, prot=rights)
+        self._memory = mmap.mmap(-1, len(code), flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self._memory[: len(code)] = bytes(code)
         base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._memory)))
+        _make_executable(base, len(code))
         self.addresses = {name: base + start for name, start in starts.items()}
 
     def __getitem__(self, name: str) -> int:
         """Host address of a routine."""
         return self.addresses[name]
+
+
+def _make_executable(base: int, size: int) -> None:
+    """Let written memory be run, and no more be written."""
+    start = ffi.cast("void *", base)
+    if libc.mprotect(start, size, mmap.PROT_READ | mmap.PROT_EXEC):
+        raise UnsupportedHost("this system does not let memory be made executable")
+    if os.uname().machine != "x86_64":          # whose caches agree without being told
+        _synchronize_caches(base, size)
+
+
+def _synchronize_caches(base: int, size: int) -> None:
+    """Have instructions fetched as they were written (Arm ARM, B2.4.4)."""
+    library = libc.dlopen(b"libgcc_s.so.1", os.RTLD_NOW)
+    clear = libc.dlsym(library, b"__clear_cache") if library != ffi.NULL else ffi.NULL
+    if clear == ffi.NULL:
+        raise UnsupportedHost("libgcc_s.so.1 is missing, or has no __clear_cache")
+    ffi.cast("void(*)(char *, char *)", clear)(ffi.cast("char *", base), ffi.cast("char *", base + size))
