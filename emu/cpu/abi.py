@@ -59,7 +59,7 @@ def _check_host() -> None:
         raise UnsupportedHost(f"this host's pages are {mmap.PAGESIZE} bytes; only {PAGE_BYTES} are known")
     if machine == "aarch64" and os.environ.get(UNTESTED_HOST) != "1":
         raise UnsupportedHost(
-            f"this host is aarch64 linux, which was never tried on hardware: {UNTESTED_HOST}=1 does so, at your own risk"
+            f"this host is aarch64 linux, which was never tried on hardware; {UNTESTED_HOST}=1 tries it"
         )
 
 

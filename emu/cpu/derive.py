@@ -1,9 +1,9 @@
 """Make a row of the layout table from a libunicorn: `python -m emu.cpu.derive [PATH]`.
 
-The library may be one for x86-64 hosts, which is loaded, or one for aarch64 hosts, which is not
-(`emu.cpu.derive_aarch64`). Offsets come from the first memory operands of small exported functions (Capstone reads them), from values written
-through the public API and found again in the CPU's state, and from the ELF relocations. What has no such witness
-follows from the order of the fields in QEMU 5.0.1's target/i386/cpu.h. `emu.cpu.check` tries the result.
+The library may be one for x86-64 hosts, which is loaded, or one for aarch64 hosts, which is not: `derive_aarch64` looks
+at that. Offsets come from the first memory operands of small exported functions (Capstone reads them), from values
+written through the public API and found again in the CPU's state, and from the ELF relocations. What has no such
+witness follows from the order of the fields in QEMU 5.0.1's target/i386/cpu.h. `emu.cpu.check` tries the result.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def derive(path: str) -> Layout:
     """
     kind = machine(path)
     if kind == "aarch64":
-        from emu.cpu import derive_aarch64      # needs this module
+        from emu.cpu import derive_aarch64  # needs this module
 
         return layout_from(*derive_aarch64.look(path), _link_addresses(path, *AARCH64_RELOCATIONS))
     if kind != platform.machine():

@@ -2,23 +2,26 @@
 
 The file cannot be loaded where it does not belong, so single functions of it are run in an aarch64 engine of Unicorn's,
 on objects that are all zero. Which memory such a function touches tells where a structure keeps what; what the register
-accessors store tells it of the guest's registers. Nothing of the library is initialised, and no import is ever needed.
+accessors store tells it of the guest's registers. Nothing is initialised, and imports do nothing.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import unicorn
 from elftools.elf.elffile import ELFFile
 from unicorn import arm64_const as arm64
 
 from emu.cpu.constants import EFER_LME, EFER_NXE, EFER_SCE, EXIT_MSR, HF_GUEST, MODE_64, REGISTER_MSR, VM_EXIT
-from emu.cpu.derive import AARCH64_RELOCATIONS, CPU_STATE_BYTES, MSR, RELOCATION, SYMBOL, Places, Witness
+from emu.cpu.derive import AARCH64_RELOCATIONS, CPU_STATE_BYTES, MSR, RELOCATION, SYMBOL, TABLES, Places, Witness
 from emu.cpu.layout import FEATURE_WORDS
 
 R_AARCH64_RELATIVE = 1027
+
+API: Any = unicorn                      # which has few types
 
 MIB = 1 << 20
 NULL, OBJECT, SCRATCH, STACK, STUBS, BASE = (n * MIB for n in (0, 1, 2, 3, 4, 16))
@@ -28,8 +31,7 @@ LIMIT = 1_000_000                       # instructions; a function that needs mo
 MSR_MCG_CAP = 0x179
 MCE_CAPABILITIES = 1 << 24 | 1 << 8 | 10        # target/i386/cpu.h: MCE_CAP_DEF, MCE_BANKS_DEF
 FEATURES_FROM_VENDOR = 16
-ARGUMENTS = (arm64.UC_ARM64_REG_X0, arm64.UC_ARM64_REG_X1, arm64.UC_ARM64_REG_X2, arm64.UC_ARM64_REG_X3,
-             arm64.UC_ARM64_REG_X4, arm64.UC_ARM64_REG_X5, arm64.UC_ARM64_REG_X6)
+ARGUMENTS = tuple(range(arm64.UC_ARM64_REG_X0, arm64.UC_ARM64_REG_X0 + 8))
 
 
 class Image:
@@ -39,7 +41,7 @@ class Image:
     """
 
     def __init__(self, path: str) -> None:
-        self.engine = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        self.engine = API.Uc(API.UC_ARCH_ARM64, API.UC_MODE_ARM)
         for start in (NULL, OBJECT, SCRATCH, STACK, STUBS):
             self.engine.mem_map(start, MIB)
         self.engine.mem_write(STUBS, RETURN_ZERO)
@@ -56,15 +58,15 @@ class Image:
             self.engine.mem_write(BASE + segment["p_vaddr"], segment.data())
 
     def _relocate(self, elf: ELFFile) -> None:
-        strings = elf.get_section_by_name(".dynstr").data()
-        symbols = list(SYMBOL.iter_unpack(elf.get_section_by_name(".dynsym").data()))
+        content = {section.name: section.data() for section in elf.iter_sections() if section.name in TABLES}
+        strings, symbols = content[".dynstr"], list(SYMBOL.iter_unpack(content[".dynsym"]))
         self.symbols = {
             strings[name : strings.index(b"\0", name)].decode(): (BASE + value, size)
             for name, _, _, section, value, size in symbols
             if section
         }
         for table in (".rela.dyn", ".rela.plt"):
-            for offset, info, addend in RELOCATION.iter_unpack(elf.get_section_by_name(table).data()):
+            for offset, info, addend in RELOCATION.iter_unpack(content[table]):
                 kind, (_, _, _, section, value, _) = info & 0xFFFF_FFFF, symbols[info >> 32]
                 if kind == R_AARCH64_RELATIVE:
                     self.write(BASE + offset, BASE + addend)
@@ -97,14 +99,14 @@ class Image:
         found: list[int] = []
         start, size = self.symbols[name]
 
-        def on_access(engine: unicorn.Uc, _kind: int, address: int, _size: int, _value: int, _data: object) -> None:
+        def on_access(engine: Any, _kind: int, address: int, _size: int, _value: int, _data: object) -> None:
             if start <= engine.reg_read(arm64.UC_ARM64_REG_PC) < start + size and address < SCRATCH:
                 found.append(address % MIB)
 
-        hook = self.engine.hook_add(unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE, on_access)
+        hook = self.engine.hook_add(API.UC_HOOK_MEM_READ | API.UC_HOOK_MEM_WRITE, on_access)
         try:
             self.call(name, *arguments)
-        except unicorn.UcError:         # behind what was looked for: an object that is all zero is not a sound one
+        except API.UcError:         # behind what was looked for: an object that is all zero is not a sound one
             pass
         finally:
             self.engine.hook_del(hook)

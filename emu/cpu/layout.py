@@ -110,7 +110,7 @@ FEATURE_WORDS = (
     "HV_NESTED_EAX", "SVM", "XSAVE", "6_EAX",
 )
 
-KNOWN_BUILDS: dict[str, Layout] = {
+X86_64_BUILDS: dict[str, Layout] = {
     # unicorn 2.1.4, x86-64 manylinux wheel
     "44285d3e80527122e9e361928189385906ec813e": Layout(
         uc_cpu=0x1b8,
@@ -197,7 +197,7 @@ KNOWN_BUILDS: dict[str, Layout] = {
     ),
 }
 
-KNOWN_AARCH64_BUILDS: dict[str, Layout] = {
+AARCH64_BUILDS: dict[str, Layout] = {
     # unicorn 2.1.4, aarch64 manylinux wheel
     "0ca94f9db50b8ec0f19d911ea473b67f9f50f069": Layout(
         uc_cpu=0x1b8,
@@ -284,8 +284,13 @@ KNOWN_AARCH64_BUILDS: dict[str, Layout] = {
     ),
 }
 
-BUILDS_BY_HOST = {"x86_64": KNOWN_BUILDS, "aarch64": KNOWN_AARCH64_BUILDS}
-"""The known builds for each kind of host, which is named as `os.uname` names it."""
+BUILDS_BY_HOST = {"x86_64": X86_64_BUILDS, "aarch64": AARCH64_BUILDS}
+"""For each kind of host, as `os.uname` names it, its known builds by their build ID."""
+
+
+def known_builds() -> dict[str, Layout]:
+    """Those for this kind of host."""
+    return BUILDS_BY_HOST.get(os.uname().machine, {})
 
 
 def build_id(path: str) -> str:
@@ -346,7 +351,7 @@ def layout_of(path: str) -> Layout:
         UnsupportedHost: it is not one of the known builds for this kind of host.
     """
     identity = build_id(path)
-    layout = BUILDS_BY_HOST.get(os.uname().machine, {}).get(identity)
+    layout = known_builds().get(identity)
     if layout is None:
         raise UnsupportedHost(
             f"libunicorn build {identity[:16]} is not known: {REMEDY}, "

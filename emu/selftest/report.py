@@ -158,5 +158,5 @@ def _about() -> Iterator[tuple[str, str]]:
 
 def _row(path: str) -> str:
     layout.layout_of(path)
-    rows = list(layout.KNOWN_BUILDS)
+    rows = list(layout.known_builds())
     return f"{rows.index(layout.build_id(path)) + 1} of {len(rows)} in emu/cpu/layout.py"

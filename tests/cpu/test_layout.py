@@ -150,7 +150,7 @@ def test_self_test_refuses_a_wrong_offset(field: str) -> None:
         "from emu.cpu import abi, layout\n"
         "path = abi.library_path()\n"
         "row = layout.layout_of(path)\n"
-        f"layout.KNOWN_BUILDS[layout.build_id(path)] = replace(row, {field}=row.{field} + 8)\n"
+        f"layout.known_builds()[layout.build_id(path)] = replace(row, {field}=row.{field} + 8)\n"
         "from emu.cpu.check import check\n"
         "check()\n"
     )

@@ -13,7 +13,7 @@ from emu.cpu.abi import ffi
 from emu.cpu.library import FUNCTIONS, OFFSETS
 from emu.cpu.thunks import ALIGNMENT, Thunks, assemble, read_listing
 
-ROUTINES = read_listing()
+ROUTINES = read_listing("x86_64")
 # Values that cannot be mistaken for one another; the offsets fit a signed displacement
 VALUES = {name: 0x7B00_0000_0000_0000 + i for i, name in enumerate(FUNCTIONS)}
 VALUES |= {name: 0x7A00_0000 + i for i, name in enumerate(OFFSETS)}

@@ -103,7 +103,7 @@ def row(**offsets: int) -> Damage:
         path = abi.library_path()
         known = layout.layout_of(path)
         changed = {name: getattr(known, name) + by for name, by in offsets.items()}
-        layout.KNOWN_BUILDS[layout.build_id(path)] = replace(known, **changed)
+        layout.known_builds()[layout.build_id(path)] = replace(known, **changed)
 
     return damage
 
@@ -133,7 +133,7 @@ def shifted_slots() -> None:
     path = abi.library_path()
     known = layout.layout_of(path)
     slots = tuple((name, slot + 8) for name, slot in known.slots)
-    layout.KNOWN_BUILDS[layout.build_id(path)] = replace(known, slots=slots)
+    layout.known_builds()[layout.build_id(path)] = replace(known, slots=slots)
 
 
 def stop_anywhere() -> None:
@@ -290,7 +290,7 @@ BROKEN = (
     Broken("its package", instead(abi, "UNICORN_VERSION", "9.9.9"), "unicorn 2.1.4 is installed, and is not known"),
     Broken("its file", instead(abi, "library_path", lambda: __file__), "is not a 64-bit ELF library"),
     Broken("its checksum", instead(library, "_recorded", lambda: "another"), "the file is not the one"),
-    Broken("its build", layout.KNOWN_BUILDS.clear, "is not known"),
+    Broken("its build", layout.known_builds().clear, "is not known"),
     Broken("loading it", instead(library, "FUNCTIONS", ("no_such_function",)), "does not export no_such_function"),
     Broken("its layout", row(cc_src=8, tlb=16), "differs in tlb, cc_src"),
     Broken("its layout", without("RESET_DIRTY_BY_ADDRESS"), "differs in slots"),

@@ -18,7 +18,7 @@ def leave_out(*thunks: str) -> None:
     row = layout.layout_of(path)
     assert {*thunks} <= {thunk for thunk, _ in row.slots}
     kept = tuple((thunk, slot) for thunk, slot in row.slots if thunk not in thunks)
-    layout.KNOWN_BUILDS[layout.build_id(path)] = replace(row, slots=kept)
+    layout.known_builds()[layout.build_id(path)] = replace(row, slots=kept)
 
 
 def run_alone(script: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
