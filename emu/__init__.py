@@ -65,8 +65,13 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'emu' has no attribute {name!r}")
+    import sys
     from importlib import import_module
 
+    if sys.platform != "linux" and _HOMES[name] != "emu.errors":
+        from emu.cpu.hosts import check_host
+
+        check_host()                # before something is imported that only Linux has
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -16,9 +16,23 @@ MADE_AT_START = 100_000         # objects, more than there are before a machine 
 def run() -> NoReturn:
     """Run the command line, and end the process with its status."""
     gc.set_threshold(MADE_AT_START)
+    if sys.platform != "linux":
+        _refuse()
     from emu.cli import main
 
     end(main())
+
+
+def _refuse() -> NoReturn:
+    """Say that this host will not do, before something is imported that only Linux has."""
+    from emu.cpu.hosts import check_host
+    from emu.errors import UnsupportedHost
+
+    try:
+        check_host()
+    except UnsupportedHost as error:
+        print(f"emu: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def end(status: int) -> NoReturn:

@@ -7,19 +7,16 @@ are only ever called by the machine code of `thunks.lst`.
 from __future__ import annotations
 
 import importlib.util
-import mmap
 import os
-import sys
 from typing import Any
 
 from emu.cpu._abi import ffi
+from emu.cpu.hosts import check_host
 from emu.errors import UnsupportedHost
 
 __all__ = ["REMEDY", "UNICORN_VERSION", "Symbols", "address", "ffi", "libc", "library_path", "open_library"]
 
 UNICORN_VERSION = "2.1.4"
-UNTESTED_HOST = "EMU_UNTESTED_HOST"
-PAGE_BYTES = 4096                   # the guest's, which much of the host's memory is handled by
 REMEDY = f"pip install --force-reinstall unicorn=={UNICORN_VERSION}"
 
 libc: Any = ffi.dlopen(None)
@@ -29,9 +26,9 @@ def library_path() -> str:
     """Path of the installed libunicorn.
 
     Raises:
-        UnsupportedHost: unicorn is missing, is not version 2.1.4, or this is not Linux on x86-64.
+        UnsupportedHost: unicorn is missing, is not version 2.1.4, or this host is not a known one.
     """
-    _check_host()
+    check_host()
     spec = importlib.util.find_spec("unicorn")
     if spec is None or spec.origin is None:
         raise UnsupportedHost(f"unicorn is not installed: {REMEDY}")
@@ -46,21 +43,6 @@ def library_path() -> str:
         if version != UNICORN_VERSION:
             raise UnsupportedHost(f"unicorn {version} is installed, and is not known: {REMEDY}")
     return os.path.join(package, "lib", "libunicorn.so.2")
-
-
-def _check_host() -> None:
-    """Raise UnsupportedHost unless this is x86-64 Linux, or aarch64 Linux and somebody wants to try that."""
-    machine = os.uname().machine if sys.platform != "win32" else "windows"
-    if sys.platform != "linux" or machine not in ("x86_64", "aarch64"):
-        raise UnsupportedHost(f"this host is {machine} {sys.platform}; only x86-64 Linux is known")
-    if sys.maxsize < 1 << 32:
-        raise UnsupportedHost("this Python is a 32-bit program; only 64-bit ones are known")
-    if mmap.PAGESIZE != PAGE_BYTES:
-        raise UnsupportedHost(f"this host's pages are {mmap.PAGESIZE} bytes; only {PAGE_BYTES} are known")
-    if machine == "aarch64" and os.environ.get(UNTESTED_HOST) != "1":
-        raise UnsupportedHost(
-            f"this host is aarch64 linux, which was never tried on hardware; {UNTESTED_HOST}=1 tries it"
-        )
 
 
 def open_library(path: str) -> Any:

@@ -131,8 +131,11 @@ THR, LSR = 0x3F8, 0x3FD
 RETURNED = {"UNDEFINED": 1, "READ_CONTROL": 8, "READ_FLAGS": 8, "PORT_IN": 4, "LOAD_PHYSICAL_64": 8}
 """Width of what a routine returns; the others return nothing."""
 
+NUMBERS = 0, 1, 63, 64, 511, 511, 512, 0x4000_0000, 0x4000_0001, 0x4000_FFFF, 0x4001_0000, 1 << 63
+"""In RAX: of system calls and of CPUID's leaves."""
+
 Draw = random.Random
-ROUNDS = 80
+ROUNDS = 60
 
 
 class Case:
@@ -149,7 +152,7 @@ class Case:
             0x38: draw.choice((THR, THR, NO_PORT)) | draw.choice((LSR, LSR, NO_PORT)) << 32,
             0x40: 0x60 | draw.choice((0, 1)) << 32, 0x70: DATA + RAM, 0x78: 0x3000, 0xC0: DATA + CODE_PAGES,
             0xC8: 0x2000, 0xD0: draw.choice((0, DATA + LABEL, DATA + LABEL)), 0xE0: host.stub("syscall"),
-        }       # fmt: skip
+        }
         for offset, value in context.items():
             self.put(CONTEXT + offset, value)
         self.put(UC + LAYOUT.uc_cpu, DATA + CPU)
@@ -157,7 +160,7 @@ class Case:
         self.put(CPU + LAYOUT.opaque, draw.choice((0, *5 * (DATA + CONTEXT,))))
         self.put(CPU + LAYOUT.exception_is_int, draw.choice((0, 1)), 4)
         self.put(CPU + LAYOUT.error_code, draw.choice((0, 2, 3, 0x82, draw.getrandbits(32))), 4)
-        self.put(ENV, draw.choice((0, 1, 63, 64, 511, 511, 512, 0x4000_0000, 0x4000_0001, 0x4000_FFFF, 0x4001_0000, 1 << 63)))
+        self.put(ENV, draw.choice(NUMBERS))
         self.put(ENV + LAYOUT.df, draw.choice((1, 0xFFFF_FFFF)), 4)
         self.put(ENV + LAYOUT.efer, draw.getrandbits(64) | draw.choice((0, 1, 1)))
         self.put(ENV + LAYOUT.hflags, draw.getrandbits(32) & ~3 | draw.choice((0, 3, 0xC003, 0xC003)), 4)
@@ -245,7 +248,7 @@ ARGUMENTS: dict[str, Callable[[Case], list[int]]] = {
     "GENERATE_CALL": lambda c: [
         DATA + TCG, c.host.stub(c.draw.choice(("helper_check_exit_request", "helper_read_eflags"))),
         c.draw.getrandbits(64), c.word(2), c.draw.getrandbits(64),
-    ],  # fmt: skip
+    ],
     "GENERATE_EXIT": lambda c: [DATA + TCG, c.draw.getrandbits(64), c.word(c.draw.choice((0, 3, 3, 3)))],
 }
 
