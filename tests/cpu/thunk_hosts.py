@@ -141,8 +141,10 @@ class Host:
         self.size = len(memory)
         for register, value in zip(self.arguments, arguments, strict=False):
             self.engine.reg_write(register, value)
-        for register in self.kept:
-            self.engine.reg_write(register, 0x5A5A_0000 + register)
+        self.belongings = {register: random.getrandbits(64) for register in self.kept}
+        for register, value in self.belongings.items():
+            self.engine.reg_write(register, value)
+        self.engine.mem_write(STACK, random.randbytes(KIB) * 64)
         self.start()
         self.engine.emu_start(self.starts[routine], END, count=2000)
         self.outcome.memory = self.digest()
@@ -157,7 +159,7 @@ class Host:
 
     def check_returned(self) -> None:
         """Registers that belong to the caller are as they were."""
-        assert all(self.engine.reg_read(register) == 0x5A5A_0000 + register for register in self.kept)
+        assert {register: self.engine.reg_read(register) for register in self.kept} == self.belongings
 
     def check_called(self) -> None:
         """The stack is as a function may expect it."""
