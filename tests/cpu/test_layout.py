@@ -112,6 +112,7 @@ def fake_absence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def fake_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another kind of host."""
     monkeypatch.setattr(abi.os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+    monkeypatch.delenv("EMU_UNTESTED_HOST", raising=False)
 
 
 @pytest.mark.parametrize(
