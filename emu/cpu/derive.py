@@ -67,6 +67,7 @@ REPLACED = {
     "GENERATE_CALL": "tcg_gen_callN_x86_64",
     "GENERATE_EXIT": "tcg_gen_exit_tb_x86_64",
     "ABORT": "cpu_abort_x86_64",
+    "FLUSH_BLOCKS": "tb_flush_x86_64",
 }
 """Called through the procedure linkage table, by the thunk that replaces them."""
 
@@ -79,6 +80,7 @@ REPLACED_HELPERS = {
     "WRITE_CONTROL": "helper_write_crN_x86_64",
     "READ_CONTROL": "helper_read_crN_x86_64",
     "READ_FLAGS": "helper_read_eflags_x86_64",
+    "FIND_BLOCK": "helper_lookup_tb_ptr_x86_64",
 }
 """Called by translated code, from the code generator's table of helpers."""
 
@@ -88,6 +90,7 @@ REPLACED_POINTERS = {
     "WRITE_CONTROL": "helper_write_crN_x86_64",
     "READ_CONTROL": "helper_read_crN_x86_64",
     "READ_FLAGS": "helper_read_eflags_x86_64",
+    "FIND_BLOCK": "helper_lookup_tb_ptr_x86_64",
 }
 """Taken as an address: by the CPU's class, by the translator."""
 
@@ -112,6 +115,19 @@ class Functions:
                 if operand.type == capstone.x86.X86_OP_MEM and operand.mem.base not in (0, capstone.x86.X86_REG_RIP):
                     found.append((instruction.mnemonic, operand.mem.disp))
         return found
+
+    def compared(self, name: str, size: int = 0x200) -> list[int]:
+        """Displacements of what the function that `name` hands on by its address compares memory with."""
+        at = self.symbols[name]
+        for instruction in self.engine.disasm(bytes(ffi.buffer(ffi.cast("char *", at), size)), at):
+            if instruction.mnemonic == "lea" and instruction.operands[1].mem.base == capstone.x86.X86_REG_RIP:
+                start = instruction.address + instruction.size + instruction.operands[1].mem.disp
+                code = bytes(ffi.buffer(ffi.cast("char *", start), 0x60))
+                return [
+                    int(each.operands[0].mem.disp) for each in self.engine.disasm(code, start)
+                    if each.mnemonic == "cmp" and each.operands[0].type == capstone.x86.X86_OP_MEM
+                ]
+        raise LookupError(name)
 
     def lea(self, name: str) -> int:
         """Displacement of the first LEA."""
@@ -211,6 +227,9 @@ class Places:
     tlb: int
     hflags: int
     intercept: int
+    jump_cache: int
+    cluster_index: int
+    tb_page: int
     tcg_uc: int
     tcg_cpu_env: int
 
@@ -246,6 +265,8 @@ def _look(path: str) -> Places:
     svm = functions.displacements("cpu_svm_check_intercept_param")
     jump = functions.displacements("tcg_gen_lookup_and_goto_ptr", 102)
     check = functions.displacements("check_exit_request")
+    block = [disp for _, disp in functions.displacements("helper_lookup_tb_ptr", 0xC8)]
+    env = functions.lea("x86_cpu_do_interrupt")
     return Places(
         uc_cpu=functions.displacements("cpu_stop_current")[0][1],
         no_exit_request=check[1][1],
@@ -254,10 +275,13 @@ def _look(path: str) -> Places:
         exception_index=exception_index,
         exception_is_int=exception_is_int,
         error_code=error_code,
-        env=functions.lea("x86_cpu_do_interrupt"),
+        env=env,
         tlb=functions.lea("tlb_reset_dirty"),
         hflags=svm[0][1] & ~3,
         intercept=next(disp for mnemonic, disp in svm if mnemonic in ("mov", "and", "bt") and _wide(svm, disp)),
+        jump_cache=env + next(disp for disp in block if disp < -CPU_STATE_BYTES and disp not in block[:2]),
+        cluster_index=env + block[1],
+        tb_page=functions.compared("tb_htable_lookup")[1],
         tcg_uc=check[0][1],
         tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
     )
@@ -304,6 +328,9 @@ def layout_from(places: Places, witness: Witness, link_addresses: dict[str, Any]
         dr=witness.register(REGISTER_DR0),
         cpuid_version=vendor + 12,
         cpuid_features=vendor + 16,
+        jump_cache=places.jump_cache,
+        cluster_index=places.cluster_index,
+        tb_page=places.tb_page,
         tcg_uc=places.tcg_uc,
         tcg_cpu_env=places.tcg_cpu_env,
         msrs=witness.kept_msrs(),

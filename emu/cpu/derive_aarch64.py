@@ -176,6 +176,9 @@ def look(path: str) -> tuple[Places, Witness]:
     (hflags,) = image.touched("cpu_svm_check_intercept_param_x86_64", OBJECT, EXIT_MSR)
     image.write(OBJECT + hflags, HF_GUEST)
     _, intercept = image.touched("cpu_svm_check_intercept_param_x86_64", OBJECT, EXIT_MSR)
+    image.clear()
+    lookup = image.touched("helper_lookup_tb_ptr_x86_64", OBJECT + env)
+    image.clear()
     places = Places(
         uc_cpu=image.touched("cpu_stop_current_x86_64", OBJECT)[0],
         no_exit_request=no_exit_request,
@@ -188,6 +191,9 @@ def look(path: str) -> tuple[Places, Witness]:
         tlb=_first_tlb(image),
         hflags=hflags,
         intercept=intercept,
+        jump_cache=lookup[lookup.index(hflags) + 1],        # the first of it: the guest's address is 0
+        cluster_index=lookup[1],
+        tb_page=image.touched("tb_phys_invalidate_x86_64", NULL, OBJECT, (1 << 64) - 1)[0],
         tcg_uc=tcg_uc,
         tcg_cpu_env=image.touched("tcg_gen_lookup_and_goto_ptr_x86_64", OBJECT)[0],
     )

@@ -12,6 +12,7 @@ import pytest
 
 from emu.cpu.abi import ffi
 from emu.cpu.bypass import NO_PORT
+from emu.cpu.cpu import BLOCKS
 from emu.cpu.layout import AARCH64_BUILDS
 from emu.cpu.library import FUNCTIONS, OFFSETS
 from emu.cpu.thunks import assemble, read_listing
@@ -121,22 +122,24 @@ def test_context_fields_named_in_the_listing_are_where_it_says() -> None:
 
 # -- what the routines do --------------------------------------------------------------------------------------------
 
-UC, CPU, TCG, CONTEXT, TLB, RAM, CODE_PAGES, BUFFER, LABEL, SLOT, SIGINFO, SIZE = (
-    *(0, 0x2000, 0xE000, 0x1A000, 0x1B000, 0x1C000, 0x20000, 0x20100, 0x20200, 0x20300, 0x20400, 0x20500),
+UC, CPU, TCG, CONTEXT, TLB, RAM, CODE_PAGES, BUFFER, LABEL, SLOT, SIGINFO, BLOCK, SIZE = (
+    *(0, 0x2000, 0xE000, 0x1A000, 0x1B000, 0x1C000, 0x20000, 0x20100, 0x20200, 0x20300, 0x20400, 0x20500, 0x20800),
 )
 """Offsets from DATA."""
 
 ENV = CPU + LAYOUT.env
 THR, LSR = 0x3F8, 0x3FD
-RETURNED = {"UNDEFINED": 1, "READ_CONTROL": 8, "READ_FLAGS": 8, "PORT_IN": 4, "LOAD_PHYSICAL_64": 8}
+RETURNED = {"UNDEFINED": 1, "READ_CONTROL": 8, "READ_FLAGS": 8, "PORT_IN": 4, "LOAD_PHYSICAL_64": 8, "FIND_BLOCK": 8}
 """Width of what a routine returns; the others return nothing."""
 
 NUMBERS = 0, 1, 63, 64, 511, 511, 512, 0x4000_0000, 0x4000_0001, 0x4000_FFFF, 0x4001_0000, 1 << 63
 """In RAX: of system calls and of CPUID's leaves."""
 
+MOSTLY_0 = *7 * (0,), 1
+
 Draw = random.Random
 ROUNDS = 40
-MORE_ROUNDS = {"EXCEPTION": 250, "SYSCALL": 120, "PORT_OUT": 100, "STORE_16": 80, "STORE_64": 60}     # of many paths
+MORE_ROUNDS = {"EXCEPTION": 250, "SYSCALL": 120, "PORT_OUT": 100, "STORE_16": 80, "STORE_64": 60, "FIND_BLOCK": 250, "FLUSH_BLOCKS": 6}
 
 
 class Case:
@@ -152,7 +155,7 @@ class Case:
             0x20: host.stub("port_out"), 0x28: DATA + BUFFER, 0x30: draw.choice((0, 0x7F, 0x80)) | 0x80 << 32,
             0x38: draw.choice((THR, THR, NO_PORT)) | draw.choice((LSR, LSR, NO_PORT)) << 32,
             0x40: 0x60 | draw.choice((0, 1)) << 32, 0x70: DATA + RAM, 0x78: 0x3000, 0xC0: DATA + CODE_PAGES,
-            0xC8: 0x2000, 0xD0: draw.choice((0, DATA + LABEL, DATA + LABEL)), 0xE0: host.stub("syscall"),
+            0xC8: 0x2000, 0x128: DATA + SIZE, 0xD0: draw.choice((0, DATA + LABEL, DATA + LABEL)), 0xE0: host.stub("syscall"),
         }
         for offset, value in context.items():
             self.put(CONTEXT + offset, value)
@@ -193,6 +196,41 @@ class Case:
         self.put(CODE_PAGES + place, draw.choice((0, 0, 0, 1)), 1)
         return [DATA + ENV, address, draw.getrandbits(64), self.word(draw.getrandbits(28) << 4 | mode), END]
 
+    def lookup(self) -> list[int]:
+        """(env), and blocks for where it is: in libunicorn's quick table, and in the context's."""
+        draw = self.draw
+        cs_base, eip, place = draw.getrandbits(63), draw.getrandbits(63), draw.randrange(4)
+        pc = cs_base + eip
+        page = pc & ~0xFFF
+        self.put(ENV + LAYOUT.cs_base, cs_base)
+        self.put(ENV + LAYOUT.eip, eip)
+        for mode in range(3):
+            tlb = TLB + 0x400 * mode
+            self.put(ENV + LAYOUT.tlb_mask + 16 * mode, 0x3C0)
+            self.put(ENV + LAYOUT.tlb_table + 16 * mode, DATA + tlb)
+            self.put(tlb + (pc >> 6 & 0x3C0) + 0x10, page | draw.choice((0, 0, 0, 0, 0x800)))
+            self.put(tlb + (pc >> 6 & 0x3C0) + 0x20, DATA + RAM + 0x1000 * place - page & WIDTHS[8])
+        eflags, hflags = (self.memory[ENV + at : ENV + at + 4] for at in (LAYOUT.eflags, LAYOUT.hflags))
+        flags = int.from_bytes(eflags, "little") & 0x7_3100 | int.from_bytes(hflags, "little")
+        mixed = pc ^ pc >> 6
+        quick = CPU + LAYOUT.jump_cache + 8 * (mixed >> 6 & 0xFC0 | mixed & 0x3F)
+        kept = SIZE + 8 * ((pc >> 2 ^ pc >> 18) & 0xFFFF)
+        self.memory += bytes(BLOCKS * 8)
+        for entry, block in (quick, BLOCK), (kept, BLOCK + 0x100):
+            self.put(entry, draw.choice((0, DATA + block, DATA + block)))
+            self.put(block, pc ^ draw.choice(MOSTLY_0))
+            self.put(block + 8, cs_base ^ draw.choice(MOSTLY_0))
+            self.put(block + 0x10, flags ^ draw.choice(MOSTLY_0), 4)
+            self.put(block + 0x18, draw.getrandbits(32) & ~0x4_0000 | draw.choice(MOSTLY_0) << 18, 4)
+            self.put(block + LAYOUT.tb_page, 0x1000 * (place ^ draw.choice(MOSTLY_0)))
+            self.put(block + LAYOUT.tb_second_page, WIDTHS[8] ^ draw.choice(MOSTLY_0))
+        return [DATA + ENV]
+
+    def flush(self) -> list[int]:
+        """(cpu), and a table with something in it."""
+        self.memory += self.draw.randbytes(BLOCKS * 8)
+        return [DATA + CPU]
+
     def port(self) -> list[int]:
         """(uc, port, size), and for OUT value."""
         port = self.draw.choice((THR, LSR, THR, LSR, self.draw.getrandbits(16)))
@@ -220,6 +258,8 @@ class Case:
                 return garbage & ~0xFF | draw.choice(code), changed
             if name == "vmexit":
                 return draw.choice((0, 0x121, 0x20D, garbage << 32 & WIDTHS[8] | 0x20E, garbage)), changed
+            if name == "tb_htable_lookup":
+                return draw.choice((0, DATA + BLOCK + 0x200)), changed
             if name == "syscall":
                 hflags = DATA + ENV + LAYOUT.hflags
                 return garbage & ~1 & ~WIDTHS[4] | draw.choice((0, 1)), changed | {hflags: draw.getrandbits(64)}
@@ -245,6 +285,8 @@ ARGUMENTS: dict[str, Callable[[Case], list[int]]] = {
     "UNPROTECT_CODE": lambda c: [DATA + UC, c.ram_address()],
     "RESET_DIRTY_BY_ADDRESS": lambda c: [DATA + CPU, c.draw.getrandbits(64), c.draw.getrandbits(64)],
     "LOAD_PHYSICAL_64": lambda c: [DATA + CPU, c.ram_address()],
+    "FIND_BLOCK": Case.lookup,
+    "FLUSH_BLOCKS": Case.flush,
     "ABORT": lambda c: [DATA + CPU, c.draw.getrandbits(64)],
     "DEBUG_EXCEPTION": lambda c: [DATA + CPU],
     "GENERATE_CALL": lambda c: [

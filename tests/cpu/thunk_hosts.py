@@ -23,6 +23,7 @@ KIB, MIB = 1 << 10, 1 << 20
 CODE, STUBS, STACK, DATA = (n * MIB for n in (1, 2, 3, 4))
 END = STUBS + 64 * KIB - 16             # where a routine returns to
 STUB_BYTES = 16
+LIMIT = 500_000                         # instructions: more than clearing a table takes
 WIDTHS = {1: 0xFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
 
 PYTHON = {
@@ -59,6 +60,9 @@ SIGNATURES = PYTHON | {
     "helper_le_stw_mmu": (8, 8, 1, 4, 8),
     "helper_le_stl_mmu": (8, 8, 4, 4, 8),
     "helper_le_stq_mmu": (8, 8, 8, 4, 8),
+    "helper_lookup_tb_ptr": (8,),
+    "tb_htable_lookup": (8, 8, 8, 4, 4),
+    "tb_flush": (8,),
     "tcg_temp_new_internal": (8, 4, 4),
     "tcg_gen_op3": (8, 4, 8, 8, 8),
     "gen_new_label": (8,),
@@ -146,7 +150,7 @@ class Host:
             self.engine.reg_write(register, value)
         self.engine.mem_write(STACK, random.randbytes(KIB) * 64)
         self.start()
-        self.engine.emu_start(self.starts[routine], END, count=2000)
+        self.engine.emu_start(self.starts[routine], END, count=LIMIT)
         self.outcome.memory = self.digest()
         if not self.left:
             self.check_returned()
