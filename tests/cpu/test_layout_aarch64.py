@@ -22,7 +22,7 @@ DOWNLOAD = (
 )
 OF_THE_HOST = {
     *("icount_decr_ptr", "opaque", "halted", "exception_is_int", "error_code", "env"),       # behind a jmp_buf
-    *("jump_cache", "cluster_index", "tcg_uc", "tcg_cpu_env"),                                                         # behind sets of registers
+    *("cluster_index", "jump_cache", "tcg_uc", "tcg_cpu_env"),      # and behind sets of registers
     *("uc_emu_stop", "slots"),
 }
 """Fields that may differ between kinds of host; those of uc and env hold nothing that does."""

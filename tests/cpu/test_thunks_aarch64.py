@@ -135,11 +135,15 @@ RETURNED = {"UNDEFINED": 1, "READ_CONTROL": 8, "READ_FLAGS": 8, "PORT_IN": 4, "L
 NUMBERS = 0, 1, 63, 64, 511, 511, 512, 0x4000_0000, 0x4000_0001, 0x4000_FFFF, 0x4001_0000, 1 << 63
 """In RAX: of system calls and of CPUID's leaves."""
 
-MOSTLY_0 = *7 * (0,), 1
+MOSTLY_0 = *12 * (0,), 1
 
 Draw = random.Random
 ROUNDS = 40
-MORE_ROUNDS = {"EXCEPTION": 250, "SYSCALL": 120, "PORT_OUT": 100, "STORE_16": 80, "STORE_64": 60, "FIND_BLOCK": 250, "FLUSH_BLOCKS": 6}
+MORE_ROUNDS = {
+    "EXCEPTION": 250, "SYSCALL": 120, "PORT_OUT": 100, "STORE_16": 80, "STORE_64": 60, "FIND_BLOCK": 280,
+    "FLUSH_BLOCKS": 6,
+}
+"""For what has many paths, or one that is long."""
 
 
 class Case:
@@ -155,7 +159,8 @@ class Case:
             0x20: host.stub("port_out"), 0x28: DATA + BUFFER, 0x30: draw.choice((0, 0x7F, 0x80)) | 0x80 << 32,
             0x38: draw.choice((THR, THR, NO_PORT)) | draw.choice((LSR, LSR, NO_PORT)) << 32,
             0x40: 0x60 | draw.choice((0, 1)) << 32, 0x70: DATA + RAM, 0x78: 0x3000, 0xC0: DATA + CODE_PAGES,
-            0xC8: 0x2000, 0x128: DATA + SIZE, 0xD0: draw.choice((0, DATA + LABEL, DATA + LABEL)), 0xE0: host.stub("syscall"),
+            0xC8: 0x2000, 0xD0: draw.choice((0, DATA + LABEL, DATA + LABEL)), 0xE0: host.stub("syscall"),
+            0x128: DATA + SIZE,
         }
         for offset, value in context.items():
             self.put(CONTEXT + offset, value)
@@ -199,6 +204,7 @@ class Case:
     def lookup(self) -> list[int]:
         """(env), and blocks for where it is: in libunicorn's quick table, and in the context's."""
         draw = self.draw
+        self.put(ENV + LAYOUT.hflags, draw.choice((0, 3, 0x80_0000)) | draw.getrandbits(32) & ~0x80_0003, 4)
         cs_base, eip, place = draw.getrandbits(63), draw.getrandbits(63), draw.randrange(4)
         pc = cs_base + eip
         page = pc & ~0xFFF
@@ -208,7 +214,7 @@ class Case:
             tlb = TLB + 0x400 * mode
             self.put(ENV + LAYOUT.tlb_mask + 16 * mode, 0x3C0)
             self.put(ENV + LAYOUT.tlb_table + 16 * mode, DATA + tlb)
-            self.put(tlb + (pc >> 6 & 0x3C0) + 0x10, page | draw.choice((0, 0, 0, 0, 0x800)))
+            self.put(tlb + (pc >> 6 & 0x3C0) + 0x10, page | 0x800 * draw.choice(MOSTLY_0))
             self.put(tlb + (pc >> 6 & 0x3C0) + 0x20, DATA + RAM + 0x1000 * place - page & WIDTHS[8])
         eflags, hflags = (self.memory[ENV + at : ENV + at + 4] for at in (LAYOUT.eflags, LAYOUT.hflags))
         flags = int.from_bytes(eflags, "little") & 0x7_3100 | int.from_bytes(hflags, "little")
