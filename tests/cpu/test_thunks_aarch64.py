@@ -214,7 +214,7 @@ class Case:
             tlb = TLB + 0x400 * mode
             self.put(ENV + LAYOUT.tlb_mask + 16 * mode, 0x3C0)
             self.put(ENV + LAYOUT.tlb_table + 16 * mode, DATA + tlb)
-            self.put(tlb + (pc >> 6 & 0x3C0) + 0x10, page | 0x800 * draw.choice(MOSTLY_0))
+            self.put(tlb + (pc >> 6 & 0x3C0) + 0x10, page | draw.choice((0, 0, 0, 0x800)))
             self.put(tlb + (pc >> 6 & 0x3C0) + 0x20, DATA + RAM + 0x1000 * place - page & WIDTHS[8])
         eflags, hflags = (self.memory[ENV + at : ENV + at + 4] for at in (LAYOUT.eflags, LAYOUT.hflags))
         flags = int.from_bytes(eflags, "little") & 0x7_3100 | int.from_bytes(hflags, "little")
