@@ -204,7 +204,7 @@ class Case:
     def lookup(self) -> list[int]:
         """(env), and blocks for where it is: in libunicorn's quick table, and in the context's."""
         draw = self.draw
-        self.put(ENV + LAYOUT.hflags, draw.choice((0, 3, 0x80_0000)) | draw.getrandbits(32) & ~0x80_0003, 4)
+        self.put(ENV + LAYOUT.hflags, draw.choice((0, 3, 0x80_0000, 0x80_0000)) | draw.getrandbits(32) & ~0x84_0003, 4)
         cs_base, eip, place = draw.getrandbits(63), draw.getrandbits(63), draw.randrange(4)
         pc = cs_base + eip
         page = pc & ~0xFFF
