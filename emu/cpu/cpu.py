@@ -59,6 +59,7 @@ from hypercalls.call import GuestFault
 if TYPE_CHECKING:
     from emu.cpu.state import CpuState, StateAccess
 
+BLOCKS = 1 << 16                        # of the table for indirect jumps (thunks.lst, FIND_BLOCK)
 PAGE_SHIFT = 12
 VMCB_SIZE = 0x4000                      # the control block's page, the MSR permission map, one page to spare
 TCG_BUFFER_BYTES = 256 << 20
@@ -261,6 +262,9 @@ class Cpu:
         # Private: a process that was forked translates, and drops, code of other pages
         self.code_pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.context.code_pages = address(ffi.from_buffer(self.code_pages))
+        self._blocks = mmap.mmap(-1, BLOCKS * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.context.blocks = address(ffi.from_buffer(self._blocks))
+        self.context.block_flags = ffi.cast("uint32_t *", self._cpu + layout.cluster_index)[0] << 24 & 0xFFFF_FFFF
         ffi.cast("uint64_t *", self._cpu + layout.opaque)[0] = address(self.context)
         ffi.cast("uint64_t *", self._env + layout.vm_vmcb)[0] = self._vmcb_address
         intercepts = sum(1 << code - INTERCEPT_BASE for code in _INTERCEPTS)

@@ -74,6 +74,8 @@ CONTEXT = """
         uint64_t intercepted;                   // 0xd8: system calls that never reached the guest's kernel
         uint64_t syscall;                       // 0xe0: Python: uint32_t(uint64_t number); 1: answered, RAX is set
         uint64_t intercepted_numbers[8];        // 0xe8: a bit for each number it is asked for
+        uint64_t blocks;                        // 0x128: 65,536 translated blocks by where they begin, or 0
+        uint32_t block_flags;                   // 0x130: what to look for one with
     };
 """
 """The block of memory that a CPU's machine code shares with Python; `thunks.lst` names its fields by these offsets."""

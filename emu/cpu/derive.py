@@ -57,6 +57,7 @@ REPLACED = {
     "GENERATE_CALL": "tcg_gen_callN_x86_64",
     "GENERATE_EXIT": "tcg_gen_exit_tb_x86_64",
     "ABORT": "cpu_abort_x86_64",
+    "FLUSH_BLOCKS": "tb_flush_x86_64",
 }
 """Called through the procedure linkage table, by the thunk that replaces them."""
 
@@ -69,6 +70,7 @@ REPLACED_HELPERS = {
     "WRITE_CONTROL": "helper_write_crN_x86_64",
     "READ_CONTROL": "helper_read_crN_x86_64",
     "READ_FLAGS": "helper_read_eflags_x86_64",
+    "FIND_BLOCK": "helper_lookup_tb_ptr_x86_64",
 }
 """Called by translated code, from the code generator's table of helpers."""
 
@@ -78,6 +80,7 @@ REPLACED_POINTERS = {
     "WRITE_CONTROL": "helper_write_crN_x86_64",
     "READ_CONTROL": "helper_read_crN_x86_64",
     "READ_FLAGS": "helper_read_eflags_x86_64",
+    "FIND_BLOCK": "helper_lookup_tb_ptr_x86_64",
 }
 """Taken as an address: by the CPU's class, by the translator."""
 
@@ -102,6 +105,19 @@ class Functions:
                 if operand.type == capstone.x86.X86_OP_MEM and operand.mem.base not in (0, capstone.x86.X86_REG_RIP):
                     found.append((instruction.mnemonic, operand.mem.disp))
         return found
+
+    def compared(self, name: str, size: int = 0x200) -> list[int]:
+        """Displacements of what the function that `name` hands on by its address compares memory with."""
+        at = self.symbols[name]
+        for instruction in self.engine.disasm(bytes(ffi.buffer(ffi.cast("char *", at), size)), at):
+            if instruction.mnemonic == "lea" and instruction.operands[1].mem.base == capstone.x86.X86_REG_RIP:
+                start = instruction.address + instruction.size + instruction.operands[1].mem.disp
+                code = bytes(ffi.buffer(ffi.cast("char *", start), 0x60))
+                return [
+                    int(each.operands[0].mem.disp) for each in self.engine.disasm(code, start)
+                    if each.mnemonic == "cmp" and each.operands[0].type == capstone.x86.X86_OP_MEM
+                ]
+        raise LookupError(name)
 
     def lea(self, name: str) -> int:
         """Displacement of the first LEA."""
@@ -193,6 +209,7 @@ def derive(path: str) -> Layout:
     vendor = witness.state().index(b"AuthenticAMD")
     intercept = next(disp for mnemonic, disp in svm if mnemonic in ("mov", "and", "bt") and _wide(svm, disp))
     jump = functions.displacements("tcg_gen_lookup_and_goto_ptr", 102)
+    block = [disp for _, disp in functions.displacements("helper_lookup_tb_ptr", 0xC8)]
     cr3 = witness.register(REGISTER_CR3)
     star = witness.msr(MSR_STAR)
     return Layout(
@@ -232,6 +249,9 @@ def derive(path: str) -> Layout:
         dr=witness.register(REGISTER_DR0),
         cpuid_version=vendor + 12,
         cpuid_features=vendor + 16,
+        jump_cache=env + next(disp for disp in block if disp < -CPU_STATE_BYTES and disp not in block[:2]),
+        cluster_index=env + block[1],
+        tb_page=functions.compared("tb_htable_lookup")[1],
         tcg_uc=functions.displacements("check_exit_request")[0][1],
         tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
         msrs=witness.kept_msrs(),

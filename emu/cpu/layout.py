@@ -56,6 +56,9 @@ class Layout:
     dr: int                     # DR0 to DR7, u64 each
     cpuid_version: int
     cpuid_features: int         # u64 each, in the order of FEATURE_WORDS
+    jump_cache: int             # from cpu: 4,096 pointers to TranslationBlocks
+    cluster_index: int          # from cpu: u32
+    tb_page: int                # from a TranslationBlock: ram address of its page, u64; then of a second one, or -1
     tcg_uc: int                 # from tcg, QEMU's TCGContext: pointer to uc
     tcg_cpu_env: int            # from tcg: what stands for env in generated code
     uc_emu_stop: int            # from the library's start: tells where it was loaded
@@ -66,6 +69,16 @@ class Layout:
     def exception_index(self) -> int:
         """Offset of the pending exception's number in cpu."""
         return self.halted + 8
+
+    @property
+    def env_jump_cache(self) -> int:
+        """Offset of cpu's `jump_cache` from env; negative."""
+        return self.jump_cache - self.env
+
+    @property
+    def tb_second_page(self) -> int:
+        """Offset of the second page in a TranslationBlock."""
+        return self.tb_page + 8
 
     @property
     def hflags2(self) -> int:
@@ -149,12 +162,16 @@ KNOWN_BUILDS: dict[str, Layout] = {
         dr=0x1518,
         cpuid_version=0x15fc,
         cpuid_features=0x1600,
+        jump_cache=0x138,
+        cluster_index=0x8194,
+        tb_page=0x48,
         tcg_uc=0x9970,
         tcg_cpu_env=0x98f0,
         uc_emu_stop=0x3c39c0,
         slots=(
             ("GENERATE_CALL", 0x14c0798),
             ("ABORT", 0x14c0f70),
+            ("FLUSH_BLOCKS", 0x14c10c8),
             ("PROTECT_CODE", 0x14c22d8),
             ("UNPROTECT_CODE", 0x14c2a90),
             ("PAGE_WRITTEN", 0x14c4020),
@@ -165,6 +182,7 @@ KNOWN_BUILDS: dict[str, Layout] = {
             ("READ_CONTROL", 0x142ed40),
             ("WRITE_CONTROL", 0x142ed58),
             ("SYSENTER", 0x142ede8),
+            ("FIND_BLOCK", 0x1431e60),
             ("STORE_8", 0x14336c0),
             ("STORE_16", 0x14336c8),
             ("STORE_32", 0x14336d0),
@@ -173,6 +191,7 @@ KNOWN_BUILDS: dict[str, Layout] = {
             ("READ_CONTROL", 0x14acf48),
             ("WRITE_CONTROL", 0x14b1318),
             ("SYSENTER", 0x14a38a0),
+            ("FIND_BLOCK", 0x14a6668),
             ("DEBUG_EXCEPTION", 0x14b3480),
         ),
         msrs=(

@@ -49,12 +49,16 @@ FUNCTIONS = (
     "tcg_gen_callN",
     "tcg_gen_op1",
     "tcg_gen_exit_tb",
+    "helper_lookup_tb_ptr",
+    "tb_htable_lookup",
+    "tb_flush",
 )
 OFFSETS = (
     *("exception_is_int", "error_code", "eip", "eflags", "cs", "cs_base"),
     *("cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
     *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
-    *("opaque", "env", "env_opaque", "exception_index", "tlb_mask", "tlb_table", "tcg_uc", "tcg_cpu_env"),
+    *("opaque", "env", "env_opaque", "env_jump_cache", "exception_index", "tlb_mask", "tlb_table"),
+    *("tb_page", "tb_second_page", "tcg_uc", "tcg_cpu_env"),
 )
 
 
