@@ -72,7 +72,8 @@ def test_a_baseline_is_read_as_it_was_saved(tmp_path: Path) -> None:
     "text",
     [
         "", "[]", "{}", '{"made_by": {}, "counts": [], "ratios": 1}', '{"made_by": 1, "counts": {}, "ratios": {}}',
-        '{"made_by": {}, "counts": {"exit": 0}, "ratios": {}}', '{"made_by": {}, "counts": {"exit": "x"}, "ratios": {}}',
+        '{"made_by": {}, "counts": {"exit": 0}, "ratios": {}}',
+        '{"made_by": {}, "counts": {"exit": "x"}, "ratios": {}}',
     ],
 )  # fmt: skip
 def test_a_damaged_baseline_is_refused(tmp_path: Path, text: str) -> None:
