@@ -79,10 +79,19 @@ def version() -> str:
     Raises:
         NotCounted: it is not installed.
     """
-    if shutil.which(VALGRIND) is None:
+    return _run([_valgrind(), "--version"]).strip().removeprefix(f"{VALGRIND}-")
+
+
+def _valgrind() -> str:
+    """Where it is.
+
+    Raises:
+        NotCounted: it is not installed.
+    """
+    path = shutil.which(VALGRIND)
+    if path is None:
         raise NotCounted("no instructions can be counted here: valgrind is not installed")
-    told = subprocess.run([VALGRIND, "--version"], capture_output=True, text=True, check=True).stdout
-    return told.strip().removeprefix(f"{VALGRIND}-")
+    return path
 
 
 def count(module: str) -> dict[str, float]:
@@ -91,12 +100,12 @@ def count(module: str) -> dict[str, float]:
     Raises:
         NotCounted: valgrind is not installed, or cannot run it.
     """
-    version()
+    valgrind = _valgrind()
     program = [sys.executable, "-s", "-m", module]
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "counts"
         instrument = [
-            VALGRIND, "-q", "--tool=callgrind", f"--dump-before={MARK}", f"--callgrind-out-file={output}",
+            valgrind, "-q", "--tool=callgrind", f"--dump-before={MARK}", f"--callgrind-out-file={output}",
             "--smc-check=all-non-file",         # libunicorn's code changes where it stands
         ]
         _run(program)                           # compiles what is not compiled yet

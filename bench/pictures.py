@@ -120,7 +120,8 @@ def _groups(axes: Axes, kinds: Mapping[str, Mapping[int, float]]) -> None:
     for index, (kind, by_size) in enumerate(kinds.items()):
         places = [group + index / (len(kinds) + 1) for group in range(len(SIZES))]
         axes.bar(places, [by_size.get(size, 0.0) for size in SIZES], 1 / (len(kinds) + 2), label=kind)
-    axes.set_xticks([group + 0.4 for group in range(len(SIZES))], [f"{size} bytes" for size in SIZES])
+    axes.set_xticks([group + 0.4 for group in range(len(SIZES))], [str(size) for size in SIZES])
+    axes.set_xlabel("bytes")
     axes.set_yscale("log")
     axes.set_ylim(bottom=min(value for by_size in kinds.values() for value in by_size.values()) / 3)
     axes.set_ylabel("ns")
