@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-BENCHMARKS := boot boots serial guest hypercall syscalls exec fork pool fleet micro guard
+BENCHMARKS := boot boots serial guest hypercall syscalls exec fork pool fleet micro growth guard
 
 .PHONY: demo test lint bench bench-quick $(addprefix bench-,$(BENCHMARKS)) bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
 

@@ -53,7 +53,7 @@ def draw_all(directory: Path = OUTPUT) -> list[Path]:
     drawn = []
     for name, draw, figures in (
         ("rival", _ratios, _of_rival(results)), ("memory", _memory, micro), ("exits", _exits, micro),
-        ("growth", _growth, micro),
+        ("growth", _growth, results.get("growth", {})),
     ):  # fmt: skip
         figure = Figure(dpi=DPI, layout="constrained")
         if draw(figure, figures):
@@ -127,10 +127,10 @@ def _groups(axes: Axes, kinds: Mapping[str, Mapping[int, float]]) -> None:
     axes.set_ylabel("ns")
 
 
-def _growth(figure: Figure, micro: Figures) -> bool:
+def _growth(figure: Figure, growth: Figures) -> bool:
     """Lines, a panel for each thing that grows; a line's first point is 1."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for key, value in micro.items():
+    for key, value in growth.items():
         if match := GROWN.fullmatch(key):
             found.setdefault(match[2], {}).setdefault(match[1], []).append((int(match[3]), value))
     figure.set_size_inches(WIDTH_INCHES, PANEL_INCHES * max(-(-len(found) // 2), 1))

@@ -117,10 +117,16 @@ SUITE = (
                 Figure(f"exit_{name}_ns", "ns")
                 for name in ("exit", "mmio_read", "hypercall", "hlt", "interrupt", "syscall", "cpuid")
             ),
+        ),
+        ("--quick",),
+    ),
+    Benchmark(
+        "growth",
+        (
             *(Figure(f"{what}_by_{grows}") for what in ("hypercall", "restore", "fork") for grows in GROWN),
             Figure("fork_by_clones"),
         ),
-        ("--quick",),
+        ("--rounds", "5"),
     ),
     Benchmark("guard", (Figure("failed", most=0), Figure("worst_percent", "%")), (), "valgrind"),
 )  # fmt: skip

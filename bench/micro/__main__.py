@@ -1,10 +1,10 @@
-"""Micro-benchmarks: memory accesses, exits, and what grows; many rounds of each, after a warm-up.
+"""Micro-benchmarks: memory accesses and exits; many rounds of each, after a warm-up.
 
     python -m bench.micro [--quick] [-k EXPRESSION]
 
-pytest-benchmark times the files bench_*.py of this directory; rounds that wait for nothing by the clock of the process,
-the others by the clock on the wall. Figures are medians. Behind one stands how many of its rounds are outliers (Tukey's
-fences) if that is 2 % or more, and its coefficient of variation if that is above 0.1.
+pytest-benchmark times the files bench_*.py of this directory, by the clock of the process, which stands still while the
+host does something else. Figures are medians. Behind one stands how many of its rounds are outliers (Tukey's fences) if
+that is 2 % or more, and its coefficient of variation if that is above 0.1.
 
 SIDE_readN_PLACE_ns and SIDE_writeN_PLACE_ns are an access of N bytes: by the `host` (`GuestMemory`), by a hypercall's
 `handler` by physical address or by a `virtual` one, a loop of Python included; by the `guest`, in a loop of 16.
@@ -12,10 +12,6 @@ exit_NAME_ns is a way out of the guest and back, the loop around it included.
 
 read8_over_read4_aligned and read8_over_read4_unaligned are reads of 8 bytes over those of 4, measured in turn, the
 worst of all sides.
-
-WHAT_GROWS_SIZE is what a boot to the guest's first word, a restore, a fork, a hypercall and a load from a device take
-with a kernel of a few instructions, by how much there is of memory, exports, disks, hypercalls and clones;
-WHAT_by_GROWS is the largest over the smallest.
 """
 
 from __future__ import annotations
@@ -29,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bench.common import OUTPUT, ROOT, Report, in_turn, ratio_of_medians
@@ -41,7 +36,6 @@ ROUNDS_FILE = OUTPUT / "micro-rounds.json"
 OUTLIERS_LIMIT = 0.02                   # a larger share of the rounds is told beside the figure
 RATIO_ROUNDS, QUICK_RATIO_ROUNDS = 201, 15
 RATIO_COUNT, RATIO_GUEST_COUNT = 4_000, 1_000_000
-UNITS = {"ns": 1e9, "ms": 1e3}
 NO_TESTS = 5                            # pytest's exit status
 
 
@@ -68,21 +62,13 @@ def run_pytest(more: Sequence[str]) -> list[Mapping[str, Any]]:
 
 
 def add_rows(report: Report, benchmarks: Sequence[Mapping[str, Any]]) -> None:
-    """A row for each, and one for each thing that was measured as another grew."""
-    grown: dict[tuple[str, str], dict[int, float]] = {}
+    """A row for each."""
     for each in benchmarks:
         about, rounds = each["extra_info"], each["stats"]["data"]
-        samples = [seconds * UNITS[about["unit"]] / about["count"] for seconds in rounds]
-        strange = outliers(samples).count / len(samples) if len(samples) > 1 else 0.0
+        samples = [seconds * 1e9 / about["count"] for seconds in rounds]
+        strange = outliers(samples).count / len(samples)
         remark = f", {strange:.0%} outliers" if strange >= OUTLIERS_LIMIT else ""
-        report.samples(about["key"], samples, about["unit"], remark)
-        if "grows" in about:
-            grown.setdefault((about["what"], about["grows"]), {})[about["size"]] = median(samples)
-    for (what, grows), by_size in grown.items():
-        if len(by_size) > 1:
-            least, most = min(by_size), max(by_size)
-            ratio = by_size[most] / by_size[least]
-            report.figure(f"{what.rpartition('_')[0]}_by_{grows}", ratio, "", f"{most} over {least}")
+        report.samples(about["key"], samples, "ns", remark)
 
 
 def add_ratios(report: Report, rounds: int) -> None:
@@ -114,10 +100,10 @@ def _ratio(side: str, place: str, rounds: int) -> float:
 def main() -> None:
     """Measure, print and write bench/out/micro.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds, and of what grows only the ends")
+    parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("-k", metavar="EXPRESSION", help="only benchmarks that match, as pytest takes it")
     options = parser.parse_args()
-    report = Report("micro", "single accesses and exits, and what grows; medians")
+    report = Report("micro", "single accesses to memory, and exits")
     more = [*(["--quick"] if options.quick else []), *(["-k", options.k] if options.k else [])]
     add_rows(report, run_pytest(more))
     if not options.k:

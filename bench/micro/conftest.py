@@ -9,15 +9,14 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 Timed = Callable[[str, Callable[[int], None], int], None]
-Grown = Callable[..., None]
 
-ROUNDS, QUICK_ROUNDS, QUICK_GROWN = 60, 7, 3
+ROUNDS, QUICK_ROUNDS = 60, 7
 WARM_UP = 3
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--quick: few rounds."""
-    parser.addoption("--quick", action="store_true", help="few rounds, and of what grows only the ends")
+    parser.addoption("--quick", action="store_true", help="few rounds")
 
 
 @pytest.fixture
@@ -41,35 +40,7 @@ def timed(benchmark: BenchmarkFixture, is_quick: bool) -> Timed:
     return run
 
 
-@pytest.fixture
-def grown(benchmark: BenchmarkFixture, is_quick: bool) -> Grown:
-    """Time a function as something grows.
-
-    Args of what it gives: the figure's name, with its unit behind it; what grows, and how large that is; what makes
-    the function that is timed, anew for each round; rounds; how often the function does what is timed.
-    """
-
-    def run(
-        what: str, grows: str, size: int, make: Callable[[], Callable[[], object]], rounds: int, count: int = 1
-    ) -> None:
-        unit = what.rpartition("_")[2]
-        benchmark.extra_info.update(
-            key=f"{what}_{grows}_{size}", count=count, unit=unit, what=what, grows=grows, size=size
-        )
-        do: list[Callable[[], object]] = []
-
-        def set_up() -> None:
-            do[:] = [make()]
-
-        benchmark.pedantic(     # type: ignore[no-untyped-call]
-            lambda: do[0]() and None, setup=set_up, rounds=QUICK_GROWN if is_quick else rounds, warmup_rounds=1
-        )
-
-    return run
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for nothing is timed by the clock of the process."""
+    """Use the clock of the process."""
     for item in items:
-        if "timed" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.benchmark(timer=time.process_time))
+        item.add_marker(pytest.mark.benchmark(timer=time.process_time))

@@ -9,9 +9,10 @@ from capstone import CS_ARCH_X86, CS_MODE_64, Cs
 
 from bench.common import Report
 from bench.exits import EXITS, HALT, Exits
+from bench.growth import measure
+from bench.growth_machines import GROWTH, Machines
 from bench.micro.__main__ import add_rows
 from bench.micro.access import CLOSE, MOVES, PLACES, SIDES, UNROLLED, GuestAccess, access, places_of
-from bench.micro.small_machines import GROWTH, Machines
 from emu.errors import EmuError
 from emu.micro import ALIAS, DATA
 
@@ -89,22 +90,27 @@ def test_machines_that_grow(tmp_path: Path, grows: str) -> None:
         machines.close()
 
 
-def test_rows_and_how_much_they_grow() -> None:
-    def benchmark(key: str, rounds: list[float], **more: object) -> dict[str, object]:
-        return {"extra_info": {"key": key, "count": 10, "unit": "ns", **more}, "stats": {"data": rounds}}
+def test_outliers_and_variation_are_told() -> None:
+    def benchmark(key: str, rounds: list[float]) -> dict[str, object]:
+        return {"extra_info": {"key": key, "count": 10}, "stats": {"data": rounds}}
 
     report = Report("micro", "")
-    steady = [1e-6] * 99 + [9e-6]
     add_rows(report, [
-        benchmark("exit_hlt_ns", steady),
+        benchmark("steady_ns", [1e-6] * 99 + [9e-6]),
         benchmark("wild_ns", [1e-6, 3e-6] * 50),
         benchmark("far_ns", [1e-6, 1.01e-6] * 45 + [2e-6] * 10),
-        benchmark("fork_ms_clones_0", [1e-6], what="fork_ms", grows="clones", size=0),
-        benchmark("fork_ms_clones_20", [3e-6], what="fork_ms", grows="clones", size=20),
     ])  # fmt: skip
-    assert report.figures["exit_hlt_ns"] == 100.0
+    assert report.figures["steady_ns"] == 100.0
     assert report.figures["wild_ns_variation"] == pytest.approx(0.5, abs=0.01)
-    assert report.figures["fork_by_clones"] == 3.0
     remarks = {key: remark for key, _, remark in report._rows}
-    assert "outliers" not in remarks["exit_hlt_ns"]             # one of a hundred
+    assert "outliers" not in remarks["steady_ns"]               # one of a hundred
     assert "10% outliers" in remarks["far_ns"]
+
+
+def test_growth_is_the_largest_over_the_smallest() -> None:
+    report = Report("growth", "")
+    by_size = {0: {"boot_ms": lambda: 2.0}, 4: {"boot_ms": lambda: 3.0}, 24: {"boot_ms": lambda: 5.0}}
+    measure(report, "disks", by_size, 3)
+    assert report.figures == {
+        "boot_ms_disks_0": 2.0, "boot_ms_disks_4": 3.0, "boot_ms_disks_24": 5.0, "boot_by_disks": 2.5,
+    }  # fmt: skip

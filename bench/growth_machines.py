@@ -30,7 +30,7 @@ GROWTH: dict[str, tuple[int, ...]] = {
     "disks": (0, 1, 4, 12, 24),
     "hypercalls": (1, 10, 50, 200),
 }
-"""What grows, besides clones, and the sizes that are measured."""
+"""What grows, besides clones, and its sizes."""
 
 DISK_BYTES = 1 * MIB
 TIMEOUT_S = 60.0
