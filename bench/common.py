@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["OUTPUT", "ROOT", "Report", "in_turn", "ratio_of_medians", "variation"]
+__all__ = ["OUTPUT", "ROOT", "VARIATION_LIMIT", "Report", "in_turn", "ratio_of_medians", "variation"]
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "bench" / "out"

@@ -18,10 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import emu
-from bench.common import Report, in_turn
+from bench.common import VARIATION_LIMIT, Report, in_turn, ratio_of_medians, variation
 from bench.growth_machines import GROWTH, Machines
 
 ROUNDS, WARM_UP = 25, 1
@@ -75,8 +74,12 @@ def measure(report: Report, grows: str, by_size: Mapping[int, Costs], rounds: in
         for size, samples in times.items():
             report.samples(f"{what}_{grows}_{size}", samples, what.rpartition("_")[2])
         least, most = min(by_size), max(by_size)
-        ratio = median(times[str(most)]) / median(times[str(least)])
-        report.figure(f"{what.rpartition('_')[0]}_by_{grows}", ratio, "", f"{most} over {least}")
+        ends = times[str(most)], times[str(least)]
+        key, spread, remark = f"{what.rpartition('_')[0]}_by_{grows}", max(map(variation, ends)), f"{most} over {least}"
+        if spread > VARIATION_LIMIT:
+            report.figures[f"{key}_variation"] = round(spread, 4)
+            remark += f", which vary by up to {spread:.0%}"
+        report.figure(key, ratio_of_medians(*ends), "", remark)
 
 
 def machines_of(stack: ExitStack, directory: Path, grows: str, size: int) -> tuple[Machines, emu.MachineProcess]:
