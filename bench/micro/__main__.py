@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ def run_pytest(more: Sequence[str]) -> list[Mapping[str, Any]]:
     """Time everything; what pytest-benchmark says of each.
 
     Raises:
-        SystemExit: a benchmark has failed.
+        SystemExit: a benchmark has failed, or pytest-benchmark is not installed.
     """
+    if find_spec("pytest_benchmark") is None:
+        sys.exit("bench.micro: pytest-benchmark is missing: pip install 'pvemu[test]'")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     ROUNDS_FILE.unlink(missing_ok=True)
     done = subprocess.run(
