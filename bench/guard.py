@@ -110,14 +110,14 @@ def main() -> int:
     try:
         baseline = None if options.update else Baseline.load(options.baseline)
         now = measure()
+        if baseline is not None:
+            return 0 if tell(*rows_of(baseline, now)) else 1
+        now.save(options.baseline)
     except (callgrind.NotCounted, BadBaseline) as error:
         print(f"bench.guard: {error}", file=sys.stderr)
         return 2
-    if baseline is None:
-        now.save(options.baseline)
-        print(f"{len(now.counts)} counts are saved in {options.baseline}")
-        return 0
-    return 0 if tell(*rows_of(baseline, now)) else 1
+    print(f"{len(now.counts)} counts are saved in {options.baseline}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -71,13 +71,20 @@ class Baseline:
             raise BadBaseline(f"{path} is no baseline: {error}") from None
 
     def save(self, path: Path) -> None:
-        """Write it, figures rounded to what they are good for."""
+        """Write it, figures rounded to what they are good for.
+
+        Raises:
+            BadBaseline: it cannot be written.
+        """
         data = {
             "made_by": dict(self.made_by),
             "counts": {key: round(value) for key, value in self.counts.items()},
             "ratios": {key: float(f"{value:.4g}") for key, value in self.ratios.items()},
         }
-        path.write_text(json.dumps(data, indent=2) + "\n")
+        try:
+            path.write_text(json.dumps(data, indent=2) + "\n")
+        except OSError as error:
+            raise BadBaseline(f"{path}: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
