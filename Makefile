@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+BENCHMARKS := boot boots serial guest hypercall syscalls exec fork pool fleet micro growth guard
 
-.PHONY: demo test lint bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls bench-exec bench-fork bench-pool bench-fleet bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
+.PHONY: demo test lint bench bench-quick $(addprefix bench-,$(BENCHMARKS)) bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
 
 # The guest is fetched, booted and asked a few things; then how long everything took.
 demo: $(DONE)
@@ -24,7 +25,14 @@ lint: $(DONE)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-bench-boot bench-boots bench-serial bench-guest bench-hypercall bench-syscalls bench-exec bench-fork bench-pool bench-fleet: bench-%: $(DONE)
+# All of them, one table and pictures; the quick one is a look of some three minutes.
+bench: $(DONE)
+	$(BIN)/python -m bench
+
+bench-quick: $(DONE)
+	$(BIN)/python -m bench --quick
+
+$(addprefix bench-,$(BENCHMARKS)): bench-%: $(DONE)
 	$(BIN)/python -m bench.$*
 
 # The same script in a share of ours and in one of QEMU's.

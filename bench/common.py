@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["OUTPUT", "ROOT", "Report", "in_turn", "ratio_of_medians", "variation"]
+__all__ = ["OUTPUT", "ROOT", "VARIATION_LIMIT", "Report", "in_turn", "ratio_of_medians", "variation"]
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "bench" / "out"
@@ -63,9 +63,9 @@ class Report:
     _rows: list[tuple[str, str, str]] = field(default_factory=list)
     _notes: list[str] = field(default_factory=list)
 
-    def samples(self, key: str, samples: Sequence[float], unit: str = "s") -> None:
-        """Add the median of repeated measurements, and say so where they vary much."""
-        remark = f"median of {len(samples)}{self._unstable(key, samples)}"
+    def samples(self, key: str, samples: Sequence[float], unit: str = "s", more: str = "") -> None:
+        """Add the median of repeated measurements, and say so where they vary much; `more` goes behind that."""
+        remark = f"median of {len(samples)}{self._unstable(key, samples)}{more}"
         self.figure(key, statistics.median(samples), unit, remark)
 
     def versus(self, name: str, times: Mapping[str, Sequence[float]]) -> float | None:

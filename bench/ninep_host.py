@@ -133,13 +133,21 @@ class Reader:
         """Read the file's first page so many times; the median in microseconds, which a preemption does not move.
 
         Raises:
-            AssertionError: something else than that was read.
+            AssertionError: a read was not answered.
+        """
+        return statistics.median(self.read_again(count)) / 1000
+
+    def read_again(self, count: int) -> list[int]:
+        """Read the file's first page so many times; nanoseconds of each.
+
+        Raises:
+            AssertionError: a read was not answered.
         """
         self._prepare(messages.encode(messages.TYPE_OF[messages.Tread], TAG, messages.Tread(FILE_FID, 0, READ_SIZE)))
         self._memory.write(DATA, bytes(READ_SIZE))
         spent_ns = [self._notify() for _ in range(count)]
         assert self._used == self._available, "a read was not answered"
-        return statistics.median(spent_ns) / 1000
+        return spent_ns
 
     def data(self) -> bytes:
         """What was read last."""

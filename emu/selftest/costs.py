@@ -27,7 +27,7 @@ from hypercalls.fake import FakeMachine
 from hypercalls.numbers import FIRST_USER
 from hypercalls.registry import hypercall
 
-__all__ = ["COSTS", "Cost", "measure"]
+__all__ = ["COSTS", "Cost", "Guest", "Scenario", "measure", "program_of"]
 
 ROUNDS = 61
 ROUND_CYCLES = 2_500_000                # a millisecond or so: few are spoilt where many processes run
@@ -122,12 +122,12 @@ def _pv_empty(_call: Call) -> None:
     """Do nothing."""
 
 
-class _Guest(MicroGuest):
+class Guest(MicroGuest):
     """A guest in front of buses as the machine has them; its interrupt line stays as it is."""
 
     def __post_init__(self) -> None:
         ports, msrs, clock = PortBus(), MsrBus(), GuestClock()
-        self.ports = ports
+        self.ports, self.msr_bus = ports, msrs
         self.port_in, self.port_out = ports.read, ports.write      # type: ignore[method-assign]
         self.rdmsr, self.wrmsr = msrs.read, msrs.write             # type: ignore[method-assign]
         super().__post_init__()
@@ -145,29 +145,29 @@ class _NoLine:
         pass
 
 
-def _no_preparation(guest: _Guest) -> None:
+def _no_preparation(guest: Guest) -> None:
     pass
 
 
-def _add_uart(guest: _Guest) -> None:
+def _add_uart(guest: Guest) -> None:
     guest.ports.add("com1", Uart16550A(_NoLine(), lambda data: None))
 
 
-def _add_bypassed_uart(guest: _Guest) -> None:
+def _add_bypassed_uart(guest: Guest) -> None:
     guest.ports.add("com1", Uart16550A(_NoLine(), lambda data: None, Bypass(guest.cpu.context, COM1)))
 
 
-def _skip_faults(guest: _Guest) -> None:
+def _skip_faults(guest: Guest) -> None:
     guest.memory.write(STUBS + STUB_BYTES * PF, SKIP_READ.code)
 
 
-def _answer_syscalls(guest: _Guest) -> None:
+def _answer_syscalls(guest: Guest) -> None:
     guest.cpu.write_msr(MSR_LSTAR, DATA)
     guest.cpu.write_msr(MSR_SFMASK, 0)
     guest.memory.write(DATA, SYSRET.code)
 
 
-def _raise_interrupts(guest: _Guest) -> None:
+def _raise_interrupts(guest: Guest) -> None:
     guest.memory.write(STUBS + STUB_BYTES * VECTOR, TAKE.code)
     guest.memory.write(DATA, END.code)
     guest.cpu.set_interrupt_line(True)
@@ -189,7 +189,7 @@ class Scenario:
     turn: Listing = NOTHING
     before: Listing = NOTHING
     at: int = CODE
-    prepare: Callable[[_Guest], None] = _no_preparation
+    prepare: Callable[[Guest], None] = _no_preparation
 
 
 COSTS = {
@@ -205,13 +205,14 @@ COSTS = {
 """What can be measured, by name."""
 
 
-def _program(scenario: Scenario) -> bytes:
+def program_of(scenario: Scenario) -> bytes:
+    """A loop of its turns, as many as R15 says."""
     turn = scenario.turn.code
     close = b"\x49\xff\xcf\x0f\x85" + struct.pack("<i", -len(turn) - 9)          # dec r15; jnz to the turn
     return START.code + scenario.before.code + turn + close + END.code
 
 
-def _cycles(guest: _Guest, program: bytes, at: int, turns: int) -> float:
+def _cycles(guest: Guest, program: bytes, at: int, turns: int) -> float:
     """Run a program; TSC cycles a turn."""
     guest.put(program, at, r15=turns, rax=0)
     if guest.go(TIMEOUT_S) is not Exit.HALT:
@@ -219,7 +220,7 @@ def _cycles(guest: _Guest, program: bytes, at: int, turns: int) -> float:
     return (guest.registers.r9 - guest.registers.r8) / turns
 
 
-def _now(guest: _Guest) -> tuple[int, int]:
+def _now(guest: Guest) -> tuple[int, int]:
     """Host nanoseconds and TSC at one moment: of five readings the one least disturbed."""
     readings = []
     for _ in range(5):
@@ -243,12 +244,12 @@ def measure(name: str) -> Cost:
     if name not in COSTS:
         raise ValueError(f"no cost is called {name}; there are {', '.join(COSTS)}")
     scenario = COSTS[name]
-    with _Guest() as guest:
+    with Guest() as guest:
         started_ns, started_tsc = _now(guest)
-        loop = _program(Scenario("an empty loop"))
+        loop = program_of(Scenario("an empty loop"))
         empty = statistics.median(_cycles(guest, loop, CODE, LOOP_TURNS) for _ in range(LOOP_ROUNDS))
         scenario.prepare(guest)
-        program = _program(scenario)
+        program = program_of(scenario)
         first = [_cycles(guest, program, scenario.at, FIRST_TURNS) for _ in range(2)]
         turns = max(FIRST_TURNS, int(ROUND_CYCLES / min(first)))
         cycles = [_cycles(guest, program, scenario.at, turns) - empty for _ in range(ROUNDS)]

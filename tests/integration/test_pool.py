@@ -31,7 +31,8 @@ LOOK = """
 find / -xdev | sort | md5sum
 md5sum /etc/passwd /bin/busybox
 find /tmp /dev/shm /root /home /var/tmp -type f
-ps -o comm,args | grep -v '\\[' | cut -d' ' -f1 | sort -u | grep -v -x -e setsid -e dd
+all=$(ps -o comm,args)
+echo "$all" | grep -v '\\[' | cut -d' ' -f1 | sort -u | grep -v -x -e setsid -e dd
 cut -d' ' -f2-4 /proc/mounts | md5sum
 cat /proc/sys/kernel/hostname /proc/sys/kernel/pid_max
 """

@@ -39,7 +39,7 @@ def test_the_loop_is_subtracted(monkeypatch: pytest.MonkeyPatch) -> None:
     from emu.selftest import costs as module
 
     wanted = {"an empty loop": 1000.0, COSTS["exit"].what: 1500.0}
-    programs = {module._program(module.Scenario("an empty loop")): "an empty loop"}
+    programs = {module.program_of(module.Scenario("an empty loop")): "an empty loop"}
     monkeypatch.setattr(
         module, "_cycles", lambda guest, program, at, turns: wanted[programs.get(program, COSTS["exit"].what)]
     )
