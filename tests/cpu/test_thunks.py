@@ -73,7 +73,7 @@ def test_declared_offsets_are_the_compilers() -> None:
 
 def test_routines_are_loaded_as_assembled_each_on_a_cache_line_of_its_own() -> None:
     thunks = Thunks(VALUES)
-    for name, lines in ROUTINES.items():
+    for name, lines in read_listing().items():
         code = assemble(lines, VALUES)
         assert thunks[name] % ALIGNMENT == 0
         assert bytes(ffi.buffer(ffi.cast("char *", thunks[name]), len(code))) == code
