@@ -49,7 +49,7 @@ from emu.cpu.constants import (
 from emu.cpu.layout import Layout, build_id
 from emu.errors import UnsupportedHost
 
-CPU_STATE_BYTES = 0x4000
+CPU_STATE_BYTES = 0x1C00                # what lies behind is not the CPU's, but may be a copy of it that was made here
 MSR_RANGES = range(0x2000), range(0xC000_0000, 0xC000_2000), range(0xC001_0000, 0xC001_2000)
 TABLES = (".dynstr", ".dynsym", ".rela.dyn", ".rela.plt")
 WORDS = struct.Struct(f"<{CPU_STATE_BYTES // 8}Q")

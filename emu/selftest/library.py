@@ -10,7 +10,7 @@ from importlib import metadata
 from emu.cpu import abi, layout
 from emu.cpu.abi import REMEDY, ffi
 from emu.cpu.check import check
-from emu.cpu.library import FUNCTIONS
+from emu.cpu.library import FUNCTIONS, load
 from emu.selftest.check import Failure, Group, Skipped
 
 GROUP = Group("libunicorn")
@@ -99,7 +99,9 @@ def link_table() -> None:
     replaced = REPLACED | REPLACED_HELPERS | REPLACED_POINTERS
     for thunk, slot in known.slots:
         name = replaced[thunk].removesuffix(SUFFIX)
-        if ffi.cast("uint64_t *", base + slot)[0] != symbols[name]:
+        # A process that has had a machine already has put it there
+        right = load().thunks[thunk] if load.cache_info().currsize else symbols[name]
+        if ffi.cast("uint64_t *", base + slot)[0] != right:
             raise Failure(f"at {slot:#x} there is not the address of {name}")
 
 
