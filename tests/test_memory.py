@@ -104,6 +104,23 @@ def test_many_writes_are_told_if_code_stands_in_any_of_their_pages(code: int | N
     assert dropped == [(0x5000, 0x6000), (0x6FFF, 0x7000), (0x7FFF, 0x8001)][:told]
 
 
+@pytest.mark.parametrize("code, is_told", [(2, True), (3, True), (4, False), (5, True), (6, False), (7, True)])
+def test_a_header_that_reaches_into_the_next_page_is_looked_at_in_both(code: int, is_told: bool) -> None:
+    memory = GuestMemory(64 * MIB)
+    memory.code_pages = mmap.mmap(-1, memory.size // 4096)
+    memory.code_pages[code] = 1
+    dropped: list[tuple[int, int]] = []
+    memory.drop_code = lambda start, end: dropped.append((start, end))
+    memory.written_all([0x2FF8, 0x7000, 0x5000], [11, 4096, 4096])
+    assert bool(dropped) is is_told
+
+
+def test_no_writes_are_told_of() -> None:
+    memory = GuestMemory(64 * MIB)
+    memory.code_pages = mmap.mmap(-1, memory.size // 4096)
+    memory.written_all([], [])
+
+
 def test_views_of_many_ranges_are_the_memory_itself() -> None:
     ranges = [0x1000, HOLE_START - 4, HIGH_START], [8, 4, 16]
     views = LARGE.views(*ranges)

@@ -64,6 +64,12 @@ def _table(entries: int) -> struct.Struct:
     return struct.Struct("<" + "QIHH" * entries)
 
 
+@cache
+def _flags(readable: int, last: int) -> tuple[int, ...]:
+    """Those of an indirect table that is used in order, up to the descriptor `last`."""
+    return (F_NEXT,) * readable + (F_NEXT | F_WRITE,) * (last - readable) + (F_WRITE,)
+
+
 class Chain:
     """One request: buffers in guest RAM that the device reads, then buffers that it fills.
 
@@ -73,19 +79,21 @@ class Chain:
     Attributes:
         head: the descriptor that it is known by.
         readable, writable: the buffers in order, none of them empty.
+        addresses, sizes: of the writable ones.
         readable_size, writable_size: bytes in them, below 2**32 together.
     """
 
-    __slots__ = ("addresses", "head", "readable", "readable_size", "writable", "writable_size")
+    __slots__ = ("addresses", "head", "readable", "readable_size", "sizes", "writable", "writable_size")
 
     def __init__(
         self, head: int, readable: list[memoryview], writable: list[memoryview], addresses: Sequence[int],
-        readable_size: int, writable_size: int,
+        sizes: Sequence[int], readable_size: int, writable_size: int,
     ) -> None:  # fmt: skip
         self.head = head
         self.readable = readable
         self.writable = writable
         self.addresses = addresses
+        self.sizes = sizes
         self.readable_size = readable_size
         self.writable_size = writable_size
 
@@ -247,7 +255,7 @@ class Queue:
             self._last_avail = (last + 1) & WRAP
             head = self._driver[RING + (last & self._mask)]
             if head < self.size:
-                self.push(Chain(head, [], [], (), 0, 0), 1)
+                self.push(Chain(head, [], [], (), (), 0, 0), 1)
 
     def _walk(self, head: int) -> Chain:
         """Follow a chain, checking all of it."""
@@ -286,7 +294,7 @@ class Queue:
                 readable_size += length
         if readable_size + writable_size >= LONGEST_CHAIN:
             raise BadRequest(f"queue {self.index}: chain of {readable_size + writable_size} bytes")
-        return Chain(head, readable, writable, addresses, readable_size, writable_size)
+        return Chain(head, readable, writable, addresses, [*map(len, writable)], readable_size, writable_size)
 
     def _whole_table(self, head: int, table: memoryview, entries: int) -> Chain | None:
         """The chain in an indirect table that is used up in order, as Linux lays it out, and is answered.
@@ -297,16 +305,16 @@ class Queue:
             return None
         fields, last = _table(entries).unpack(table), entries - 1
         sizes, flags = fields[1::4], fields[2::4]
-        readable = flags.count(F_NEXT)
-        expected = (F_NEXT,) * readable + (F_NEXT | F_WRITE,) * (last - readable) + (F_WRITE,)
-        if flags != expected or fields[3:-1:4] != IN_ORDER[:last] or 0 in sizes or sum(sizes) >= LONGEST_CHAIN:
+        readable, size = flags.count(F_NEXT), sum(sizes)
+        if flags != _flags(readable, last) or fields[3:-1:4] != IN_ORDER[:last] or 0 in sizes or size >= LONGEST_CHAIN:
             return None
         addresses = fields[::4]
         views = self._memory.views(addresses, sizes)
+        readable_size = sum(sizes[:readable])
         return Chain(
-            head, views[:readable], views[readable:], addresses[readable:],
-            sum(sizes[:readable]), sum(sizes[readable:]),
-        )
+            head, views[:readable], views[readable:], addresses[readable:], sizes[readable:],
+            readable_size, size - readable_size,
+        )  # fmt: skip
 
     def _indirect_table(self, address: int, length: int, flags: int) -> memoryview:
         if not self._indirect:
@@ -339,14 +347,14 @@ class Queue:
         device[entry + 1] = written
         self._next_used = self._device[INDEX] = (used + 1) & WRAP
         if written == chain.writable_size and len(chain.addresses) > FEW:
-            self._memory.written_all(chain.addresses, list(map(len, chain.writable)))
+            self._memory.written_all(chain.addresses, chain.sizes)
             return
         report = self._memory.written
-        for address, view in zip(chain.addresses, chain.writable, strict=True):
+        for address, size in zip(chain.addresses, chain.sizes, strict=True):
             if written <= 0:
                 break
-            report(address, min(len(view), written))
-            written -= len(view)
+            report(address, min(size, written))
+            written -= size
 
     def signal(self) -> None:
         """Interrupt the driver if it wants to hear of what was pushed; to be called once after a batch of `push`."""

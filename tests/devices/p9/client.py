@@ -39,7 +39,8 @@ def chain_of(readable: list[bytes], writable: list[int]) -> Chain:
     """A chain with these buffers to read, and buffers of these sizes to write."""
     inputs = [memoryview(part) for part in readable if part]
     outputs = [memoryview(bytearray(size)) for size in writable if size]
-    return Chain(0, inputs, outputs, [0] * len(outputs), sum(map(len, inputs)), sum(map(len, outputs)))
+    sizes = [*map(len, outputs)]
+    return Chain(0, inputs, outputs, [0] * len(outputs), sizes, sum(map(len, inputs)), sum(sizes))
 
 
 servers: list[P9Server] = []
