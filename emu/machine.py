@@ -294,7 +294,7 @@ class Machine(GuestCommands):
             EmuError: the machine is closed, running, or has stopped; Python runs other threads, whose locks a fork
                 would leave locked (`emu.spawn` makes a process without any); a disk is written in place.
         """
-        from emu.process.forking import fork_here
+        from emu.process.here import fork_here
 
         self._check_still("forked")
         machines = fork_here(self, 1 if count is None else count)
