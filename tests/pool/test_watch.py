@@ -47,9 +47,9 @@ def test_a_death_of_its_own_stays_one(watch: Watch, machine: Any) -> None:
 
 def test_what_has_ended_in_time_lives(watch: Watch, machine: Any) -> None:
     other: Any = FakeHost().make(None)
-    with watch.over(machine, Limits(seconds=0.001), "a short job"):
+    with watch.over(machine, Limits(seconds=0.4), "a short job"):
         pass
-    late = watch.begin(other, Limits(seconds=0.002), "a long job")
+    late = watch.begin(other, Limits(seconds=0.5), "a long job")
     until(lambda: late.error)
     assert machine.alive and not other.alive
 
