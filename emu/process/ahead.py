@@ -49,14 +49,14 @@ class Ahead:
         Returns:
             In the child the descriptor of the socket to its user, which says GO first.
         """
-        if self._child is not None and (self._moment != self._machine.run_ns or monotonic_ns() > self._until_ns):
+        if monotonic_ns() > self._until_ns:
+            self._tries = 0
+            self.drop()
+        elif self._moment != self._machine.run_ns:
             self.drop()
         if self._child is not None or not self._tries:
             return None
         self._tries -= 1
-        if monotonic_ns() > self._until_ns:
-            self._tries = 0
-            return None
         try:
             self._machine.prepare_fork()
             child = fork_process(plain_fork)

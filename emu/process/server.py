@@ -185,6 +185,8 @@ class Server:
 
     def _handle(self, request: m.Request, data: bytes) -> None:
         self._current = request.number
+        if not isinstance(request.body, m.Fork):
+            self._ahead.drop()                              # what is done now, it would not know of
         try:
             self._handlers[type(request.body)](request.number, request.body, data)
         except _Cancelled:

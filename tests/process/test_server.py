@@ -403,6 +403,15 @@ def test_the_consoles_output_is_waited_for_while_commands_run(served: Served, th
     assert served.process.console_expect("more", PATIENCE_S) == "\nmore"
 
 
+def test_whatever_is_done_a_child_forked_ahead_does_not_know_of(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drops: list[None] = []
+    monkeypatch.setattr(served.server._ahead, "drop", lambda: drops.append(None))
+    served.process.console_send(b"x")
+    assert drops
+
+
 def test_the_consoles_output_is_noticed_when_nothing_else_happens(
     served: Served, threads: ThreadPoolExecutor
 ) -> None:
