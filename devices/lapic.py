@@ -57,6 +57,7 @@ class LocalApic(LapicCore):
         external: the INTA cycle at the 8259A: a vector, or None.
         eoi_broadcast: told the vector of every level triggered interrupt that ends.
         nmi: called when an NMI is delivered.
+        guest_eoi: how the guest may end an interrupt without writing EOI.
     """
 
     def __init__(self, intr: IrqLine, clock: Clock, tsc: TscClock, state: LapicState = POWER_ON) -> None:
@@ -75,7 +76,7 @@ class LocalApic(LapicCore):
             apic_base=self._apic_base, identity=self._identity, ldr=self._ldr, dfr=self._dfr, tpr=self._tpr,
             svr=self._svr, isr=self._isr, tmr=self._tmr, irr=self._irr, esr=self._esr, errors=self._errors,
             icr=self._icr, lvt=tuple(self._lvt), lint0=self._lint0_level, extint_message=self._extint_message,
-            timer=self._timer.save(),
+            eoi_offered=self._eoi_offered, timer=self._timer.save(),
         )
 
     # -- memory-mapped registers -------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ class LocalApic(LapicCore):
             reg.VERSION: lambda: reg.VERSION_VALUE,
             reg.TPR: lambda: self._tpr,
             reg.APR: lambda: 0,             # nobody to arbitrate with
-            reg.PPR: self._ppr,
+            reg.PPR: self._read_ppr,
             reg.EOI: lambda: 0,
             reg.LDR: lambda: reg.X2APIC_LDR if self._is_x2apic() else self._ldr,
             reg.DFR: lambda: self._dfr,
@@ -205,6 +206,7 @@ class LocalApic(LapicCore):
         if value & ~(reg.X2APIC | reg.BASE_BSP) != BASE or (old, new) not in reg.TRANSITIONS:
             raise ReservedRegister(f"IA32_APIC_BASE cannot go from {self._apic_base:#x} to {value:#x}")
         if new == reg.DISABLED:
+            self.settle_eoi()
             self._timer.reset()
             self._load(replace(reg.RESET, apic_base=value, lint0=self._lint0_level))
             return
@@ -215,7 +217,12 @@ class LocalApic(LapicCore):
 
     # -- registers ---------------------------------------------------------------------------------------------
 
+    def _read_ppr(self) -> int:
+        self.settle_eoi()
+        return self._ppr()
+
     def _read_isr(self, shift: int) -> int:
+        self.settle_eoi()
         return self._isr >> shift & LOW_HALF
 
     def _read_tmr(self, shift: int) -> int:

@@ -6,6 +6,7 @@ Where the registers are found, and which messages are for this APIC, is devices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from devices import Clock, IrqLine
 from devices.apic_message import (
@@ -33,7 +34,27 @@ from devices.lapic_registers import (
 )
 from devices.lapic_timer import LapicTimer, TscClock
 
-__all__ = ["LapicCore"]
+__all__ = ["GuestEoi", "LapicCore"]
+
+
+class GuestEoi(Protocol):
+    """How a guest may end an interrupt in its own memory, where the APIC looks when it has to know."""
+
+    def offer(self) -> bool:
+        """Allow it for the interrupt that the processor takes now; False if the guest does not know how."""
+
+    def withdraw(self) -> bool:
+        """Allow it no longer; False if the guest has ended the interrupt."""
+
+
+class _NoGuestEoi:
+    """The guest writes to the EOI register."""
+
+    def offer(self) -> bool:
+        return False
+
+    def withdraw(self) -> bool:
+        return True
 
 
 class _Input:
@@ -56,6 +77,7 @@ class LapicCore:
         self.external: Callable[[], int | None] = _nobody
         self.eoi_broadcast: Callable[[int], None] = _no_ioapic
         self.nmi: Callable[[], None] = _nobody
+        self.guest_eoi: GuestEoi = _NoGuestEoi()
         self._intr = intr
         self._level = False
         self._threshold = 0                 # only vectors above it interrupt: PPR with its low bits set
@@ -70,6 +92,7 @@ class LapicCore:
         self._esr, self._errors = state.esr, state.errors
         self._lvt = list(state.lvt)
         self._lint0_level, self._extint_message = state.lint0, state.extint_message
+        self._eoi_offered = state.eoi_offered
         self._enabled_changed()
 
     # -- accepting, acknowledging, ending ----------------------------------------------------------------------
@@ -91,6 +114,8 @@ class LapicCore:
         if vector < FIRST_VECTOR:
             self._error(ESR_RECEIVE_ILLEGAL_VECTOR)
             return
+        if self._eoi_offered:
+            self.settle_eoi()
         bit = 1 << vector
         self._irr |= bit
         if level_triggered:
@@ -111,6 +136,9 @@ class LapicCore:
         if vector > self._threshold:
             bit = 1 << vector
             self._irr ^= bit
+            # One that nothing waits for, that interrupts nothing, and whose end the I/O APIC need not hear of
+            if not (self._irr or self._isr or self._tmr & bit):
+                self._eoi_offered = self.guest_eoi.offer()
             self._isr |= bit
             self._threshold = vector | 0xF
             self._update()
@@ -131,9 +159,20 @@ class LapicCore:
     def cr8(self, priority: int) -> None:
         self._write_tpr((priority & 0xF) << 4)
 
+    def settle_eoi(self) -> None:
+        """The guest may have ended an interrupt in its memory: from now on the registers say so."""
+        if self._eoi_offered:
+            self._eoi_offered = False
+            if not self.guest_eoi.withdraw() and self._isr:     # a damaged snapshot may have none
+                self._end_of_interrupt()
+
     def _write_eoi(self, _value: int) -> None:
-        if not self._isr:
-            return
+        if self._eoi_offered:
+            self.settle_eoi()
+        if self._isr:
+            self._end_of_interrupt()
+
+    def _end_of_interrupt(self) -> None:
         vector = self._isr.bit_length() - 1
         bit = 1 << vector
         self._isr ^= bit

@@ -80,6 +80,7 @@ class LapicState:
     lvt: tuple[int, ...] = (MASKED,) * len(LVT_BITS)
     lint0: bool = False                 # level of the input
     extint_message: bool = False        # an ExtINT message came and was not acknowledged
+    eoi_offered: bool = False           # the guest may end the interrupt in service in its memory
     timer: LapicTimerState = TIMER_RESET
 
 

@@ -38,7 +38,14 @@ from hypercalls.call import CallMemory, GuestFault, Services
 from hypercalls.dispatch import POWER_ON as NO_HYPERCALLS
 from hypercalls.dispatch import Dispatcher
 from hypercalls.kvmclock import KvmClock
-from hypercalls.numbers import KVM_SYSTEM_TIME, KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD
+from hypercalls.numbers import (
+    KVM_PV_EOI_EN,
+    KVM_SYSTEM_TIME,
+    KVM_SYSTEM_TIME_OLD,
+    KVM_WALL_CLOCK,
+    KVM_WALL_CLOCK_OLD,
+)
+from hypercalls.pv_eoi import PvEoi
 from hypercalls.registry import Hypercall
 from hypercalls.syscall_dispatch import SyscallDispatcher
 from hypercalls.syscalls import SyscallTable
@@ -149,6 +156,7 @@ class Board:
                 self.cpu.set_tsc(state.tsc + since_ns * state.kvmclock.hz // SECOND_NS)
             clock_state = state.kvmclock if state else None
             self.kvmclock = KvmClock(memory, clock, self._sample_time, wait, clock_state)
+            self._pv_eoi = PvEoi(memory, state.pv_eoi if state else None)
             self._add_interrupt_controllers()
             self.bypass = Bypass(self.cpu.context, COM1)
             self._add_isa_devices(serial_output, reset, power_off)
@@ -169,6 +177,7 @@ class Board:
     def _add_interrupt_controllers(self) -> None:
         self.intr = IntrPin(self.cpu.set_interrupt_line)
         self.lapic = LocalApic(self.intr, self.clock, self, self._parts.lapic)
+        self.lapic.guest_eoi = self._pv_eoi
         self.pics = PicPair(self.lapic.lint0, self._parts.pics)
         self.lapic.external = self._acknowledge_pics
         self.ioapic = IoApic(self.lapic.accept_message, self._parts.ioapic)
@@ -288,6 +297,7 @@ class Board:
             self.msrs.add(f"kvmclock {number:#x}", number, write=self.kvmclock.write_system_time)
         for number in (KVM_WALL_CLOCK, KVM_WALL_CLOCK_OLD):
             self.msrs.add(f"kvmclock {number:#x}", number, write=self.kvmclock.write_wall_clock)
+        self.msrs.add("PV EOI", KVM_PV_EOI_EN, write=self._write_pv_eoi)
         for number in (KVM_SYSTEM_TIME_OLD, KVM_WALL_CLOCK_OLD):
             self.cpu.trap_msr(number)
         for name, first, end in LAPIC_MSRS:
@@ -317,6 +327,10 @@ class Board:
         }
         if answers:
             self.cpu.intercept_syscalls(answers)
+
+    def _write_pv_eoi(self, value: int) -> None:
+        self.lapic.settle_eoi()             # in the word that was good until now
+        self._pv_eoi.write_msr(value)
 
     def _read_lapic(self, number: int) -> int:
         try:
@@ -366,7 +380,7 @@ class Board:
             functions=tuple(function.save() for function in self.virtio),
         )
         calls = self._dispatcher.save()
-        return BoardState(now_ns, tsc, self.cpu.save(), self.kvmclock.save(), calls, peripherals)
+        return BoardState(now_ns, tsc, self.cpu.save(), self.kvmclock.save(), self._pv_eoi.address, calls, peripherals)
 
     def resumed(self, is_renewed: bool) -> None:
         """The machine around a restored board is whole: do what was asked of its devices, and tell the guest.

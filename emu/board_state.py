@@ -60,11 +60,13 @@ class BoardState:
     Attributes:
         now_ns: guest time.
         tsc: the guest's time-stamp counter at that moment.
+        pv_eoi: guest-physical address of the word in which the guest ends interrupts, None without one.
     """
 
     now_ns: int
     tsc: int
     cpu: CpuState
     kvmclock: KvmClockState
+    pv_eoi: int | None
     hypercalls: DispatcherState
     peripherals: PeripheralsState

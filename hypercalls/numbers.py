@@ -6,6 +6,7 @@ KVM_WALL_CLOCK_OLD = 0x11
 KVM_SYSTEM_TIME_OLD = 0x12
 KVM_WALL_CLOCK = 0x4B56_4D00
 KVM_SYSTEM_TIME = 0x4B56_4D01
+KVM_PV_EOI_EN = 0x4B56_4D04
 
 KVM_FIRST, KVM_LAST = 0x4B56_4D00, 0x4B56_4D08      # KVM's, whether it uses them yet or not
 FIRST, LAST = 0x4B56_4D09, 0x4B56_4DFF              # ours, and those of users: from FIRST_USER on

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -87,3 +88,15 @@ def test_a_callback_may_forget_another_file_that_is_ready(pair: tuple[socket.soc
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_only_what_is_kept_is_watched_on(pair: tuple[socket.socket, socket.socket]) -> None:
+    here, there = pair
+    poller, seen = Poller(), []
+    for end in pair:
+        poller.watch(end.fileno(), partial(seen.append, end))
+    here.send(b"x")
+    there.send(b"x")
+    poller.forget_others((there.fileno(), -1))
+    poller.wait(0)
+    assert seen == [there]

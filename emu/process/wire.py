@@ -231,6 +231,7 @@ class Wire(Generic[M]):
         os.set_blocking(fd, False)
         self._drop_fds()
         self._partial.clear()
+        self._taken_size = self._read_size
 
     def close(self) -> None:
         """Close the socket, and descriptors that were not sent or that nobody took."""

@@ -27,7 +27,7 @@ __all__ = [
     "unpack",
 ]
 
-VERSION = 2
+VERSION = 3
 LARGEST_HEADER = 256 * MIB              # a guest can have 80 MiB of 9P listings and attributes open
 
 FIRST_LINE = re.compile(

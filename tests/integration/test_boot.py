@@ -29,6 +29,7 @@ from emu.loader.linux import BOARD_SETTINGS, THROW_AWAY_SETTINGS
 from emu.machine import Machine
 from emu.memory import GIB, MIB
 from emu.run_loop import StopReason
+from emu.stats import Kind
 
 pytestmark = pytest.mark.integration
 
@@ -62,6 +63,15 @@ def test_kernel_boots_to_the_shell_of_alpine(booted: tuple[str, Machine], kernel
 def test_clock_source_is_kvm_clock(booted: tuple[str, Machine]) -> None:
     question = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
     assert booted[1].run(question, timeout=60).stdout == "kvm-clock\n"
+
+
+def test_interrupts_end_without_an_exit(booted: tuple[str, Machine]) -> None:
+    machine = booted[1]
+    before = machine.stats()
+    machine.run("i=0; while [ $i -lt 50 ]; do /bin/true; i=$((i + 1)); done", timeout=60)
+    stats = machine.stats() - before
+    interrupts = stats.count(Kind.INTERRUPT)
+    assert interrupts and stats.count(Kind.WRMSR, "x2apic") <= interrupts // 2
 
 
 def test_kernel_has_nothing_to_complain_of(booted: tuple[str, Machine]) -> None:

@@ -196,6 +196,13 @@ def test_a_guest_that_is_never_quiet_is_forked_so_many_times(ahead: Ahead, forks
     assert len(forks.sockets) == TRIES and all(map(closed, forks.sockets))
 
 
+def test_a_guest_that_ran_since_the_last_look_is_another_one(ahead: Ahead, forks: Forks, machine: Any) -> None:
+    ahead.expect()
+    ahead.look()
+    machine.run_ns += 1
+    assert ahead.take() is None and closed(forks.sockets[0])
+
+
 def test_a_guest_with_an_interrupt_is_another_one(ahead: Ahead, forks: Forks, machine: Any) -> None:
     ahead.expect()
     ahead.look()

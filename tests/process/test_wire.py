@@ -416,3 +416,22 @@ def test_a_thread_that_waits_finds_the_end_when_its_end_is_shut_down(pair: Pair)
     pair.wire.shut_down()
     thread.join(30)
     assert ended == [True]
+
+
+def test_a_socket_that_takes_another_ones_place_begins_afresh(pair: Pair) -> None:
+    before = len(open_files())
+    with open(os.devnull) as null:
+        socket.send_fds(pair.raw, [encoded(Note("half"))[:10]], [null.fileno()])
+        assert pair.come() == []
+        ours, theirs = socket.socketpair()
+        other: Wire[Note] = Wire(ours, Note)
+        pair.wire.exchange(theirs.detach())
+        assert pair.come() == []                        # and does not wait
+        assert other.post(Note("first")) and other.post(Note("second"), fds=[os.dup(null.fileno())])
+        assert other.post(Note("third"))
+        other.close()
+        came = pair.come_to_end()
+    assert [(frame.message.text, len(frame.fds)) for frame in came] == [("first", 0), ("second", 1), ("third", 0)]
+    for frame in came:
+        frame.drop()
+    assert len(open_files()) == before
