@@ -15,7 +15,7 @@ the small one as a script, and by dd of the large one, less the same with files 
 `clock_us` and `clock_qemu_us` are one turn of a loop in a Linux guest's program that reads the clock through the vDSO,
 here and under QEMU's TCG with the same kernel and root, and `clock_alone_us` what is left without the loop, which
 varies more than that is; `clock_exits` and `clock_syscalls` are how many exits and system
-calls a million of them caused here, beyond what the same loop without them does.
+calls 200,000 of them caused here, beyond what the same loop without them does.
 """
 
 from __future__ import annotations
