@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="GPL-2.0-or-later",
     license_files=["LICENSE"],
+    package_dir={"": "."},              # said, so that an editable install is a line in a .pth file, and no import hook
     packages=find_packages(include=["emu", "emu.*", "devices", "devices.*", "hypercalls", "hypercalls.*"]),
     package_data={
         "emu": ["py.typed", "images/*.sh", "images/*.lst", "cpu/*.lst"],

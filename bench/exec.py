@@ -36,6 +36,7 @@ EAGER_MIB = 0, 16, 64
 MEMORY = 128 * MIB
 KERNEL, INITRAMFS = "generic", "alpine"
 TIMEOUT_S = 120.0
+EMU = str(Path(sys.executable).with_name("emu"))      # as it is installed: `python -m` takes some ms more
 RELEASE = ["cat", "/etc/alpine-release"]
 IMPORTS = "import emu.cli.exec, emu.snapshot.machine, emu.snapshot.ready"
 PYTHON_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -58,7 +59,7 @@ def wall_ms(command: list[str], expected: str = "") -> float:
 
 def emu_exec(words: list[str], *options: str) -> list[str]:
     """The command line."""
-    return [sys.executable, "-m", "emu", "exec", *options, "--", *words]
+    return [EMU, "exec", *options, "--", *words]
 
 
 def phases(eager: int) -> tuple[float, float, int]:
