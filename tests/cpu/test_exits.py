@@ -250,7 +250,7 @@ def test_hypervisor_leaves(number: int, row: int) -> None:
     with MicroGuest() as guest:
         assert leaf(guest, number) == cpuid.HYPERVISOR_LEAVES[row]
     assert cpuid.HYPERVISOR_LEAVES[0] == (0x4000_0001, *struct.unpack("<3I", b"KVMKVMKVM\0\0\0"))
-    assert cpuid.HYPERVISOR_LEAVES[1][0] == 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24
+    assert cpuid.HYPERVISOR_LEAVES[1][0] == 1 << 0 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 24
 
 
 def test_leaves_around_the_hypervisors_are_the_processors() -> None:
