@@ -137,6 +137,11 @@ class DebugAccess:
                 breakpoint_.flags = BP_GDB
         return exit_, Stop.STEPPED if stop is None and not context.steps else stop
 
+    def deliver(self) -> tuple[Exit, Stop | None]:
+        """Deliver the interrupt that is pending, if the guest takes one now, and run nothing."""
+        self._context.steps = 0
+        return self._run(time.monotonic_ns() + STEP_NS, HF_STEPPING)
+
     def _run(self, until_ns: int, mode: int) -> tuple[Exit, Stop | None]:
         inside, context = self._inside, self._context
         context.stopped_by = 0
