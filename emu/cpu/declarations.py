@@ -80,7 +80,7 @@ CONTEXT = """
         uint64_t intercepted_numbers[8];        // 0xe8: a bit for each number it is asked for
         uint64_t blocks;                        // 0x128: 65,536 translated blocks by where they begin, or 0
         uint32_t block_flags;                   // 0x130: what to look for one with
-        uint32_t stepping;                      // 0x134: not 0: blocks of one instruction are translated, which call STEP
+        uint32_t stepping;                      // 0x134: not 0: blocks get one instruction, and a call of STEP
         uint64_t uc;                            // 0x138: the engine
         uint64_t steps;                         // 0x140: instructions that such blocks may still run
         uint64_t breakpoints;                   // 0x148: a debugger's, linear addresses

@@ -269,6 +269,7 @@ def _look(path: str) -> Places:
     jump = functions.displacements("tcg_gen_lookup_and_goto_ptr", 102)
     check = functions.displacements("check_exit_request")
     block = [disp for _, disp in functions.displacements("helper_lookup_tb_ptr", 0xC8)]
+    operations = functions.displacements("tcg_emit_op", 0x80)
     env = functions.lea("x86_cpu_do_interrupt")
     return Places(
         uc_cpu=functions.displacements("cpu_stop_current")[0][1],
@@ -287,7 +288,7 @@ def _look(path: str) -> Places:
         tb_page=functions.compared("tb_htable_lookup")[1],
         tcg_uc=check[0][1],
         tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
-        tcg_operations=next(disp for mnemonic, disp in functions.displacements("tcg_emit_op", 0x80) if mnemonic == "add"),
+        tcg_operations=next(disp for mnemonic, disp in operations if mnemonic == "add"),
     )
 
 

@@ -19,10 +19,6 @@ from emu.machine import Machine
 
 __all__ = ["Cause", "Debugger", "Watch"]
 
-PAGE_SHIFT = 12
-HARDWARE = frozenset((1,))              # kinds of a breakpoint that gdb calls hardware only
-MOST_KNOWN = 64                         # watches whose places are remembered
-
 
 class Cause(enum.Enum):
     """Why the guest stands."""
@@ -31,6 +27,12 @@ class Cause(enum.Enum):
     STEP = enum.auto()
     BREAKPOINT = enum.auto()
     WATCH = enum.auto()
+
+
+CAUSES = {Stop.STEPPED: Cause.STEP, Stop.BREAKPOINT: Cause.BREAKPOINT, Stop.WATCH: Cause.WATCH}
+PAGE_SHIFT = 12
+HARDWARE = frozenset((1,))              # kinds of a breakpoint that gdb calls hardware only
+MOST_KNOWN = 64                         # watches whose places are remembered
 
 
 @frozen
@@ -177,7 +179,7 @@ class Debugger:
         if self._loop.stop_reason is not None:
             self._ended()
         elif self._stop is not None and not self.stands:
-            self._stand({Stop.STEPPED: Cause.STEP, Stop.BREAKPOINT: Cause.BREAKPOINT, Stop.WATCH: Cause.WATCH}[self._stop])
+            self._stand(CAUSES[self._stop])
             self._stopped()
 
     def run(self, until_ns: int) -> Exit:
