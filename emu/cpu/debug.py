@@ -123,8 +123,7 @@ class DebugAccess:
         inside, context = self._inside, self._context
         pending = inside.interrupt_request[0] & INTERRUPT_WINDOW
         inside.interrupt_request[0] &= ~INTERRUPT_WINDOW
-        for breakpoint_ in self._breakpoints.values():
-            breakpoint_.flags = 0
+        self._arm(False)
         # So it is one also if it writes to its own page: libunicorn runs such a one again, alone
         inside.cflags_next_tb[0] = ONE_INSTRUCTION
         context.steps = 1
@@ -133,9 +132,14 @@ class DebugAccess:
         finally:
             inside.cflags_next_tb[0] = USUAL
             inside.interrupt_request[0] |= pending
-            for breakpoint_ in self._breakpoints.values():
-                breakpoint_.flags = BP_GDB
+            self._arm(True)
         return exit_, Stop.STEPPED if stop is None and not context.steps else stop
+
+    def _arm(self, is_armed: bool) -> None:
+        """Have breakpoints stop, or those of the guest's own alone."""
+        for breakpoint_ in self._breakpoints.values():
+            breakpoint_.flags = BP_GDB if is_armed else 0
+        self._context.breakpoint_count = len(self._breakpoints) if is_armed else 0
 
     def deliver(self) -> tuple[Exit, Stop | None]:
         """Deliver the interrupt that is pending, if the guest takes one now, and run nothing."""
