@@ -40,6 +40,8 @@ class Connection:
         closed: Callable[[], None],
     ) -> None:
         sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)      # else each answer waits for 40 ms
         self._watch, self._forget, self._sock = watch, forget, sock
         self._received, self._interrupted, self._closed = received, interrupted, closed
         self._reader = PacketReader()

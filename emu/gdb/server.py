@@ -56,7 +56,7 @@ class GdbServer:
             self._attach()
 
     def _listen(self, address: str) -> tuple[socket.socket, str]:
-        found = re.fullmatch(r"(?:(?P<host>[^/]*):)?(?P<port>[0-9]{1,5})", address)
+        found = re.fullmatch(r"(?:(?P<host>[^/]*):)?(?P<port>[0-9]{1,20})", address)
         if found is None:
             self._file = SocketFile(Path(address), "gdb")
             return self._file.sock, str(self._file.path)

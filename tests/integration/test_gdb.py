@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ LOOPER = Program(64, """
     48 89 e5                  mov rbp, rsp
     e8 0e 00 00 00            call outer
     90 90 90 90 90 90 90 90   nop
-    90 90 90 90 90 90 90      nop
+    90 90 90 90 90 90         nop
     55                        push rbp                       ; outer, at 0x17
     48 89 e5                  mov rbp, rsp
     e8 03 00 00 00            call inner
@@ -144,7 +145,8 @@ def test_a_kernel_function_is_stopped_at_its_arguments_shown_and_stepped(
 def test_a_watchpoint_stops_where_the_kernel_writes(machine: Machine, gdb: Callable[..., Session]) -> None:
     session = gdb("watch *(int *) &panic_timeout", "echo ready\\n", "continue", "bt 3", "delete", "detach")
     session.says("ready")
-    assert machine.run("echo 77 >/proc/sys/kernel/panic; cat /proc/sys/kernel/panic", timeout=PATIENCE_S).stdout == "77\n"
+    done = machine.run("echo 77 >/proc/sys/kernel/panic; cat /proc/sys/kernel/panic", timeout=PATIENCE_S)
+    assert done.stdout == "77\n"
     output = session.wait()
     assert "Old value = -1" in output and "New value = 77" in output, output
     assert "proc_dointvec" in output
@@ -156,10 +158,14 @@ def test_a_running_program_is_interrupted_and_its_callers_shown(
     LOOPER.install(machine, "/tmp/looper")
     write_symbols(tmp_path / "looper", [Symbol(CODE[64] + at, "T", name) for name, at in FUNCTIONS.items()])
     job = machine.start_job("exec /tmp/looper")
-    machine.drive(lambda: False, 1)
-    session = gdb(f"add-symbol-file {tmp_path / 'looper'}", "echo ready\\n", "continue", "bt", "detach")
+    session = gdb(f"add-symbol-file {tmp_path / 'looper'}", "echo ready\\n", "continue", "bt 3", "detach")
     session.says("ready")
-    machine.drive(lambda: False, 1)
+    end = CODE[64] + len(LOOPER.code)
+    session.wait(lambda: CODE[64] + FUNCTIONS["inner"] < machine.board.cpu.registers.rip < end)
     os.kill(session.process.pid, signal.SIGINT)
-    print(session.wait())
+    output = session.wait()
+    assert "SIGINT" in output, output
+    for number, name in enumerate(("inner", "outer", "main")):
+        assert re.search(rf"^#{number} .* in {name} \(\)", output, re.MULTILINE), output
     job.kill()
+    assert machine.run("echo on").stdout == "on\n"
