@@ -112,7 +112,7 @@ class RunLoop:
         os.dup2(fd, self._wakeup, inheritable=False)
         os.close(fd)
         self._poller.forget_others((self._wakeup, *kept))
-        for forked in self.in_copies:
+        for forked in tuple(self.in_copies):
             forked()
 
     def close(self) -> None:

@@ -129,7 +129,7 @@ class Debugger:
     @property
     def is_hardware_breakpoint(self) -> bool:
         """The breakpoint that the guest stands at is one that gdb calls a hardware breakpoint, and no other."""
-        return self.breakpoints.get(self._board.cpu.registers.rip) == HARDWARE
+        return self.breakpoints.get(self._machine.board.cpu.registers.rip) == HARDWARE
 
     def forget(self) -> None:
         """Stop nowhere any more."""
@@ -139,9 +139,11 @@ class Debugger:
     def end(self) -> None:
         """Debug no more; the guest goes on."""
         self.forget()
+        if not self._loop.is_open:
+            return                      # there is no CPU any more
         if self.stands:
             self.go_on(False)
-        elif self._loop.is_open:
+        else:
             self._prepare()
 
     def _prepare(self) -> None:

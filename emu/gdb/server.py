@@ -134,8 +134,8 @@ class GdbServer:
         self._hang_up()
 
     def _in_copy(self) -> None:
-        """This process is a copy: nobody debugs here, and the guest runs."""
-        self._waits = False
+        """This process is a copy: nobody debugs here, and the guest runs. The socket file stays: it is the other's."""
+        self._file = None
         self.close()
 
     # -- the end -----------------------------------------------------------------------------------------------
