@@ -144,7 +144,7 @@ Draw = random.Random
 ROUNDS = 40
 MORE_ROUNDS = {
     "EXCEPTION": 250, "SYSCALL": 120, "PORT_OUT": 100, "STORE_16": 80, "STORE_64": 60, "FIND_BLOCK": 280,
-    "FLUSH_BLOCKS": 6,
+    "FLUSH_BLOCKS": 6, "STEP": 120,
 }
 """For what has many paths, or one that is long."""
 

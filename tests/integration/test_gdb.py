@@ -7,17 +7,21 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import emu
+from bench.trouble import complaints
 from emu.gdb import GdbServer
 from emu.gdb.symbols import Symbol, kernel_symbols, write_symbols
 from emu.machine import Machine
 from emu.run_loop import StopReason
 from tests.integration.programs import CODE, Program
+from tests.multiboot.images import BASE
+from tests.process.small_guest import small_kernel
 
 GDB = shutil.which("gdb")
 PATIENCE_S = 120.0
@@ -142,6 +146,19 @@ def test_a_kernel_function_is_stopped_at_its_arguments_shown_and_stepped(
     assert "detached" in output
 
 
+def test_a_thousand_steps_of_the_kernel_leave_a_guest_that_goes_on(
+    machine: Machine, gdb: Callable[..., Session]
+) -> None:
+    """In the midst of a system call, with its interrupts waiting meanwhile."""
+    before = float(machine.run("cut -d' ' -f1 /proc/uptime").stdout)
+    session = gdb("break do_sys_openat2", "echo ready\\n", "continue", "delete", "stepi 1000", "x/i $pc", "detach")
+    session.says("ready")
+    assert machine.run("cat /etc/hostname").stdout == "localhost\n"
+    assert "Breakpoint 1" in session.wait() and "=> 0x" in session.output, session.output
+    assert float(machine.run("cut -d' ' -f1 /proc/uptime").stdout) - before < PATIENCE_S
+    assert complaints(machine.run("dmesg", timeout=PATIENCE_S).stdout) == []
+
+
 def test_a_watchpoint_stops_where_the_kernel_writes(machine: Machine, gdb: Callable[..., Session]) -> None:
     session = gdb("watch *(int *) &panic_timeout", "echo ready\\n", "continue", "bt 3", "delete", "detach")
     session.says("ready")
@@ -160,6 +177,8 @@ def test_a_running_program_is_interrupted_and_its_callers_shown(
     job = machine.start_job("exec /tmp/looper")
     session = gdb(f"add-symbol-file {tmp_path / 'looper'}", "echo ready\\n", "continue", "bt 3", "detach")
     session.says("ready")
+    before = machine.run_ns
+    session.wait(lambda: machine.run_ns > before)       # gdb has let it go on
     end = CODE[64] + len(LOOPER.code)
     session.wait(lambda: CODE[64] + FUNCTIONS["inner"] < machine.board.cpu.registers.rip < end)
     os.kill(session.process.pid, signal.SIGINT)
@@ -169,3 +188,21 @@ def test_a_running_program_is_interrupted_and_its_callers_shown(
         assert re.search(rf"^#{number} .* in {name} \(\)", output, re.MULTILINE), output
     job.kill()
     assert machine.run("echo on").stdout == "on\n"
+
+
+def test_a_bare_kernel_is_debugged_from_its_first_instruction_from_the_command_line(tmp_path: Path) -> None:
+    """It starts in 32-bit mode, and gdb is told so."""
+    kernel, path = small_kernel(tmp_path), tmp_path / "gdb"
+    words = [sys.executable, "-m", "emu", "boot", "--kernel", str(kernel), "--gdb", str(path), "--wait"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as guest:
+        assert guest.stderr is not None and guest.stdin is not None
+        assert guest.stderr.readline() == f"emu: gdb can connect: target remote {path}; the guest waits for it\n".encode()
+        commands = [f"target remote {path}", "info registers eip", "stepi", "x/i $pc", "p $edx", "p/x $cr0 & 1", "kill"]
+        options = [word for command in commands for word in ("-ex", command)]
+        assert GDB is not None
+        done = subprocess.run(
+            [GDB, "-nx", "-batch", *options], capture_output=True, text=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL
+        )
+        assert guest.wait(PATIENCE_S) == 0
+    assert f"eip            {BASE + 32:#x}" in done.stdout, done
+    assert "mov    $0x3,%al" in done.stdout and "= 1020" in done.stdout and "= 0x1" in done.stdout, done
