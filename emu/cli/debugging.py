@@ -14,10 +14,23 @@ if TYPE_CHECKING:
 
 __all__ = ["debugged", "gdb_options"]
 
+
+
+def _needs_gdb(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    if value and context.params.get("gdb") is None:
+        raise click.UsageError("--wait waits for gdb: give --gdb, too")
+    return value
+
+
 GDB = click.option(
-    "--gdb", metavar="PORT|PATH", help="Let gdb debug the guest, by a TCP port of this host or a socket file."
+    "--gdb",
+    metavar="PORT|PATH",
+    is_eager=True,                      # --wait looks at it
+    help="Let gdb debug the guest, by a TCP port of this host or a socket file.",
 )
-WAIT = click.option("--wait", is_flag=True, help="With --gdb: the guest does not run until gdb lets it.")
+WAIT = click.option(
+    "--wait", is_flag=True, callback=_needs_gdb, help="With --gdb: the guest does not run until gdb lets it."
+)
 
 
 def gdb_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,8 +44,6 @@ def gdb_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def debugged(machine: Machine, address: str | None, wait: bool) -> Iterator[None]:
     """Let a gdb connect inside, if an address is given; says where."""
     if address is None:
-        if wait:
-            raise click.UsageError("--wait waits for gdb: give --gdb, too")
         yield
         return
     from emu.gdb import GdbServer

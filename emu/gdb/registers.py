@@ -110,7 +110,7 @@ def _core(is_long: bool) -> Iterator[Register]:
         yield Register(name, width, kind, CORE, *_general(index))
     yield Register(
         "rip" if is_long else "eip", width, "code_ptr", CORE,
-        lambda state: state.rip, lambda state, value: replace(state, rip=value),
+        lambda state: state.rip, lambda state, value: replace(state, rip=value, halted=False),
     )
     yield Register(
         "eflags", 32, "i386_eflags", CORE,

@@ -216,7 +216,7 @@ class Stub:
 
     def _go_on(self, address: bytes, is_step: bool = False) -> None:
         if address:
-            self._debugger.state = replace(self._debugger.state, rip=_number(address))
+            self._debugger.state = replace(self._debugger.state, rip=_number(address), halted=False)
         self._debugger.go_on(is_step)
 
     def _step(self, address: bytes) -> None:

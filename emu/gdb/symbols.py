@@ -96,6 +96,8 @@ def kernel_symbols(machine: Machine) -> list[Symbol]:
 def write_symbols(path: str | os.PathLike[str], symbols: Iterable[Symbol]) -> None:
     """Write an ELF file of symbols and of nothing else: gdb's `file` or `symbol-file` takes it.
 
+    Where functions and variables take turns more than 65,000 times, what is behind is left out.
+
     Raises:
         OSError: it cannot be written.
     """

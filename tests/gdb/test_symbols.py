@@ -33,7 +33,7 @@ def test_symbols_of_a_listing() -> None:
 
 @pytest.mark.parametrize(
     "listing",
-    [b"", b"hello", b"\0" * 100, b"0000000000000000 T hidden\n0000000000000000 D this\n", b"12345678901234567 T wide\n"],
+    [b"", b"hello", b"\0" * 100, b"0000000000000000 T hidden\n0000000000000000 D it\n", b"12345678901234567 T wide\n"],
 )
 def test_what_is_no_listing_is_refused_in_one_line(listing: bytes) -> None:
     with pytest.raises(EmuError) as caught:
