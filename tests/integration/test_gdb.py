@@ -196,7 +196,7 @@ def test_a_bare_kernel_is_debugged_from_its_first_instruction_from_the_command_l
     words = [sys.executable, "-m", "emu", "boot", "--kernel", str(kernel), "--gdb", str(path), "--wait"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as guest:
         assert guest.stderr is not None and guest.stdin is not None
-        assert guest.stderr.readline().decode().startswith(f"emu: gdb can connect: target remote {path}; the guest waits")
+        assert guest.stderr.readline().decode().endswith(f"target remote {path}; the guest waits for it\n")
         commands = [f"target remote {path}", "info registers eip", "stepi", "x/i $pc", "p $edx", "p/x $cr0 & 1", "kill"]
         options = [word for command in commands for word in ("-ex", command)]
         assert GDB is not None
