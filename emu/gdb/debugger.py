@@ -83,16 +83,16 @@ class Debugger:
     @property
     def state(self) -> CpuState:
         """All of the CPU."""
-        return self._machine.board.cpu.save()
+        return self._board.cpu.save()
 
     @state.setter
     def state(self, state: CpuState) -> None:
-        self._machine.board.cpu.restore(state)
+        self._board.cpu.restore(state)
 
     @property
     def is_long(self) -> bool:
         """The CPU is in long mode, also in 32-bit code there."""
-        return bool(self._machine.board.cpu.registers.efer & EFER_LMA)
+        return bool(self._board.cpu.registers.efer & EFER_LMA)
 
     def add_watch(self, watch: Watch) -> None:
         """Watch a range of memory from the next time the guest runs.
@@ -103,7 +103,7 @@ class Debugger:
         Raises:
             OutsideMemory: not all of it is RAM.
         """
-        tables = self._machine.board.cpu.registers.cr(3) >> PAGE_SHIFT
+        tables = self._board.cpu.registers.cr(3) >> PAGE_SHIFT
         known = self._known.get(watch)
         if known is None or known[0] == tables or watch.address >> 63:
             known = tables, self.memory.parts(watch.address, watch.size)
@@ -129,7 +129,7 @@ class Debugger:
     @property
     def is_hardware_breakpoint(self) -> bool:
         """The breakpoint that the guest stands at is one that gdb calls a hardware breakpoint, and no other."""
-        return self.breakpoints.get(self._machine.board.cpu.registers.rip) == HARDWARE
+        return self.breakpoints.get(self._board.cpu.registers.rip) == HARDWARE
 
     def forget(self) -> None:
         """Stop nowhere any more."""
@@ -146,18 +146,23 @@ class Debugger:
         else:
             self._prepare()
 
-    def _prepare(self) -> None:
-        """Make the CPU stop where it is to: after a reset it is another one."""
+    def _renew(self) -> None:
+        """After a reset the CPU is another one."""
         if self._board is not self._machine.board:
             self._board = self._machine.board
             self._access = DebugAccess(self._board.cpu)
             self.memory = DebugMemory(self._machine.memory, self._board.cpu.registers)
+
+    def _prepare(self) -> None:
+        """Make the CPU stop where it is to."""
+        self._renew()
         self._access.set_breakpoints(self.breakpoints)
         self._access.set_watches(list(self.watches.values()))
 
     def _stand(self, cause: Cause) -> None:
+        self._renew()
         self.cause, self.stands, self._is_stepping = cause, True, False
-        self._frozen = self._machine.clock.now_ns(), self._machine.board.cpu.tsc()
+        self._frozen = self._machine.clock.now_ns(), self._board.cpu.tsc()
 
     # -- for the loop ------------------------------------------------------------------------------------------
 

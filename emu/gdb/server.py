@@ -45,6 +45,8 @@ class GdbServer:
     def __init__(self, machine: Machine, address: str | int, wait: bool = False) -> None:
         self._machine, self._loop = machine, machine.run_loop
         self._loop.check_open()
+        if wait and self._loop.debugger is not None:
+            raise EmuError("gdb: the machine is debugged already")
         self._file: SocketFile | None = None
         self._sock, self.address = self._listen(str(address))
         self._stub: Stub | None = None
@@ -75,8 +77,6 @@ class GdbServer:
     def _attach(self) -> Debugger:
         """The guest is debugged from now on, and stands."""
         if self._debugger is None:
-            if self._loop.debugger is not None:
-                raise EmuError("gdb: the machine is debugged already")
             self._debugger = Debugger(self._machine, self._stopped, self._ended)
             self._loop.debugger = self._debugger
         self._debugger.pause()

@@ -24,15 +24,13 @@ OK, UNKNOWN = b"OK", b""
 EFAULT, EINVAL, ENOSPC = b"E0e", b"E16", b"E1c"     # errno, in hexadecimal
 SIGINT, SIGABRT, SIGTRAP = 2, 6, 5
 MOST_BREAKPOINTS, MOST_WATCHES = 1000, 16
-LONGEST_WATCH = 4096
+LONGEST_WATCH = 256                     # bytes; all of them are compared at each instruction
 THREAD = b"thread:01;"
-SUPPORTED = (
-    b"PacketSize=%x;qXfer:features:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+" % PACKET_SIZE
-)
+SUPPORTED = b"PacketSize=%x;qXfer:features:read+;QStartNoAckMode+;vContSupported+;swbreak+;hwbreak+" % PACKET_SIZE
 SOFTWARE, HARDWARE, WRITE = 0, 1, 2     # kinds of Z packets
 RANGE = re.compile(rb"([0-9a-fA-F]{1,16}),([0-9a-fA-F]{1,16})")
 POINT = re.compile(rb"([0-9]),([0-9a-fA-F]{1,16}),([0-9a-fA-F]{1,8})(?:;.*)?", re.DOTALL)
-GO_ON, STEP = b"cC", b"sS"
+ACTIONS = {b"c": False, b"C": False, b"s": True, b"S": True}        # of vCont: whether it is a step
 
 
 class _Refused(Exception):
@@ -233,9 +231,9 @@ class Stub:
             return b"vCont;c;C;s;S"
         if arguments.startswith(b"Cont;"):
             action = arguments[5:6]     # the first that is for the only thread, whichever it names
-            if action not in GO_ON + STEP or not action:
+            if action not in ACTIONS:
                 return EINVAL
-            self._debugger.go_on(action in STEP)
+            self._debugger.go_on(ACTIONS[action])
             return None
         if arguments.startswith(b"Kill"):
             self._end_machine()

@@ -17,6 +17,7 @@ LOOP = b"\xff\xc0" * 4 + b"\xeb\xf6"            # inc eax, four times; jmp to th
 STORES = b"\x90\xff\x04\x25" + (micro.DATA + 8).to_bytes(4, "little") + b"\x90\xeb\xf5"
 IDLE = b"\xfb\xf4\xeb\xfd"                      # sti; hlt; jmp to hlt
 POWER_OFF = b"\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef\xeb\xfe"      # mov dx, 0x604; mov ax, 0x3400; out dx, ax; jmp
+RESET = b"\x66\xba\xf9\x0c\xb0\x06\xee"          # mov dx, 0xcf9; mov al, 6; out dx, al
 
 
 def small_machine(code: bytes) -> Machine:

@@ -18,9 +18,10 @@ from emu.gdb import GdbServer
 from emu.gdb.packets import frame
 from emu.gdb.registers import description, registers
 from emu.machine import Machine
+from emu.memory import MIB
 from emu.micro import CODE, DATA, UNMAPPED
 from emu.run_loop import StopReason
-from tests.gdb.client import IDLE, LOOP, PATIENCE_S, POWER_OFF, STORES, Client, small_machine
+from tests.gdb.client import IDLE, LOOP, PATIENCE_S, POWER_OFF, RESET, STORES, Client, small_machine
 
 STOPPED = b"T05thread:01;"
 INTERRUPTED = b"T02thread:01;"
@@ -158,6 +159,22 @@ def test_the_end_of_the_guest_is_told() -> None:
                 machine.run_to_end(PATIENCE_S)
                 client.look()
                 assert client.packets == [reply]
+
+
+def test_breakpoints_outlast_a_reset_and_a_step_into_one_ends_at_the_start() -> None:
+    code = b"\x90" + RESET
+    with Machine(64 * MIB) as machine, GdbServer(machine, 0, wait=True) as server:
+        machine.boot(lambda memory: micro.install(memory, code))
+        with Client(machine, server.address) as client:
+            assert client.ask(b"Z0,%x,1" % (CODE + len(code) - 1)) == b"OK"
+            for _ in range(2):
+                assert client.ask(b"c") == STOPPED
+                assert client.rip() == CODE + len(code) - 1
+                before = machine.board
+                assert client.ask(b"s") == STOPPED
+                assert machine.board is not before
+                assert client.rip() == micro.ENTRY
+                assert client.ask(b"m%x,1" % CODE) == b"90"
 
 
 def test_kill_ends_the_machine(machine: Machine, client: Client) -> None:
