@@ -55,6 +55,7 @@ class Debugger:
         stands: the guest does not run.
         cause: why.
         watch: which of the watches it was.
+        time: guest time in nanoseconds and the guest's TSC, while it stands.
         breakpoints: linear addresses of instructions to stop before, and of which kinds gdb calls them.
         watches: what is watched, and where that is in RAM.
     """
@@ -73,7 +74,7 @@ class Debugger:
         self._known: dict[Watch, tuple[int, Parts]] = {}
         self._is_stepping = False
         self._stop: Stop | None = None
-        self._frozen = 0, 0                 # guest time and the guest's TSC while it stands
+        self.time = 0, 0
         self._board = machine.board
         self._access = DebugAccess(self._board.cpu)
         self.memory = DebugMemory(machine.memory, self._board.cpu.registers)
@@ -120,7 +121,7 @@ class Debugger:
     def go_on(self, is_step: bool) -> None:
         """Let it run, or do one instruction."""
         self._prepare()
-        now_ns, tsc = self._frozen
+        now_ns, tsc = self.time
         self._machine.clock.set_now(now_ns)
         self._board.cpu.set_tsc(tsc)
         self._loop.stood()
@@ -162,14 +163,14 @@ class Debugger:
     def _stand(self, cause: Cause) -> None:
         self._renew()
         self.cause, self.stands, self._is_stepping = cause, True, False
-        self._frozen = self._machine.clock.now_ns(), self._board.cpu.tsc()
+        self.time = self._machine.clock.now_ns(), self._board.cpu.tsc()
 
     # -- for the loop ------------------------------------------------------------------------------------------
 
     def advance(self, until: Callable[[], bool], end_ns: int) -> None:
         """A slice of guest time, or none."""
         if self.stands:
-            self._machine.clock.set_now(self._frozen[0])
+            self._machine.clock.set_now(self.time[0])
             self._loop.stand(lambda: not self.stands or until(), end_ns)
             if self._loop.stop_reason is not None:
                 self._ended()

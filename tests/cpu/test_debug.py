@@ -246,7 +246,8 @@ def test_the_guests_own_breakpoint_at_the_same_place_still_traps(guest: MicroGue
     set_up += b"\xb8\x02\x00\x00\x00\x0f\x23\xf8\xeb\xfe"                   # mov eax, 2; mov dr7, rax; jmp to itself
     guest.put(set_up.ljust(32, b"\x90") + b"\x90\xf4")
     access = DebugAccess(guest.cpu)
-    access.run(time.monotonic_ns() + 10_000_000)
+    while guest.registers.rip != CODE + len(set_up) - 2:
+        access.run(time.monotonic_ns() + 10_000_000)
     access.set_breakpoints([CODE + 32])
     guest.registers.rip = CODE + 31
     assert access.run(soon()) == (Exit.KICK, Stop.BREAKPOINT)
@@ -254,8 +255,9 @@ def test_the_guests_own_breakpoint_at_the_same_place_still_traps(guest: MicroGue
     assert access.step() == (Exit.KICK, Stop.STEPPED)
     assert guest.registers.rip == STUBS + 16 * DB
     access.close()
-    guest.go(0.01)
-    assert [(event.vector, event.rip) for event in guest.events][:1] == [(DB, CODE + 32)]
+    while not guest.events:
+        guest.go(0.01)
+    assert (guest.events[0].vector, guest.events[0].rip) == (DB, CODE + 32)
 
 
 # -- watches ---------------------------------------------------------------------------------------------------------
