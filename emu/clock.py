@@ -52,6 +52,10 @@ class GuestClock:
         """Guest monotonic time in nanoseconds."""
         return time.monotonic_ns() - self.host_origin_ns
 
+    def set_now(self, now_ns: int) -> None:
+        """Go on from another time: the guest has stood still since then."""
+        self.host_origin_ns = time.monotonic_ns() - now_ns
+
     def wall_ns(self) -> int:
         """Nanoseconds since 1970-01-01 UTC."""
         return time.time_ns()

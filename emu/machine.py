@@ -233,6 +233,11 @@ class Machine(GuestCommands):
         """Stop for good; from any thread, and from signal handlers."""
         self._loop.request_stop()
 
+    @property
+    def run_loop(self) -> RunLoop:
+        """What runs it, for a debugger."""
+        return self._loop
+
     def _power_off(self) -> None:
         self._loop.stop(StopReason.POWER_OFF)
 

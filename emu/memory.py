@@ -63,7 +63,12 @@ class GuestMemory:
         self.code_pages: mmap.mmap | None = None
         """A byte for each page of RAM, 0 if no code was translated from it; None: not known."""
 
-    def _offset(self, address: int, size: int) -> int:
+    def offset(self, address: int, size: int) -> int:
+        """Where in `ram` bytes at a guest-physical address are.
+
+        Raises:
+            OutsideMemory: not all of them are RAM.
+        """
         if 0 <= address and address + size <= self.low_size:
             return address
         if HIGH_START <= address and address + size <= HIGH_START + self.high_size:
@@ -76,7 +81,7 @@ class GuestMemory:
         Raises:
             OutsideMemory: not all of them are RAM.
         """
-        offset = self._offset(address, size)
+        offset = self.offset(address, size)
         return self.ram[offset : offset + size]
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -86,7 +91,7 @@ class GuestMemory:
             OutsideMemory: not all of them are RAM; nothing is written.
         """
         size = len(data)
-        offset = self._offset(address, size)
+        offset = self.offset(address, size)
         self._view[offset : offset + size] = data
         self.drop_code(offset, offset + size)
 
@@ -96,7 +101,7 @@ class GuestMemory:
         Raises:
             OutsideMemory: not all of it is RAM of one block.
         """
-        offset = self._offset(address, size)
+        offset = self.offset(address, size)
         return self._view[offset : offset + size]
 
     def written(self, address: int, size: int) -> None:
@@ -105,7 +110,7 @@ class GuestMemory:
         Raises:
             OutsideMemory: not all of them are RAM.
         """
-        offset = self._offset(address, size)
+        offset = self.offset(address, size)
         self.drop_code(offset, offset + size)
 
     def views(self, addresses: Sequence[int], sizes: Sequence[int]) -> list[memoryview]:

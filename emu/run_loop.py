@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from emu.accounting import Accounting
 from emu.board import Board
@@ -43,6 +44,16 @@ class StopReason(enum.Enum):
         return self.value
 
 
+class Debugger(Protocol):
+    """Has a say in how a machine runs (emu.gdb)."""
+
+    def advance(self, until: Callable[[], bool], end_ns: int) -> None:
+        """Instead of `RunLoop.step`, which it may call."""
+
+    def run(self, until_ns: int) -> Exit:
+        """Instead of `Cpu.run`."""
+
+
 class RunLoop:
     """Runs one board after another: a reset makes a new one.
 
@@ -56,6 +67,8 @@ class RunLoop:
         stop_detail: the same in one line, with what is known of the place.
         run_ns: host time in the CPU.
         is_idle: the guest waits for an interrupt, and this for what might bring one.
+        debugger: who debugs the guest, None as a rule.
+        in_copies: called in a copy of the process.
     """
 
     def __init__(self, poller: Poller, accounting: Accounting, restart: Callable[[], None]) -> None:
@@ -63,6 +76,8 @@ class RunLoop:
         self.stop_detail = ""
         self.run_ns = 0
         self.is_idle = False
+        self.debugger: Debugger | None = None
+        self.in_copies: list[Callable[[], None]] = []
         self._poller = poller
         self._accounting = accounting
         self._restart = restart
@@ -97,6 +112,8 @@ class RunLoop:
         os.dup2(fd, self._wakeup, inheritable=False)
         os.close(fd)
         self._poller.forget_others((self._wakeup, *kept))
+        for forked in tuple(self.in_copies):
+            forked()
 
     def close(self) -> None:
         """Never drive again."""
@@ -136,7 +153,7 @@ class RunLoop:
                     raise GuestStopped(self.stop_detail)
                 if time.monotonic_ns() >= end_ns:
                     return False
-                self._step(until, end_ns)
+                (self.step if self.debugger is None else self.debugger.advance)(until, end_ns)
         return True
 
     @contextmanager
@@ -207,7 +224,7 @@ class RunLoop:
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
-    def _step(self, until: Callable[[], bool], end_ns: int) -> None:
+    def step(self, until: Callable[[], bool], end_ns: int) -> None:
         """One slice of guest time, and what it left to do."""
         board, clock = self._board, self._clock
         if self._stop_requested:
@@ -219,7 +236,8 @@ class RunLoop:
             board.kvmclock.guest_was_stopped()
         timer_ns = clock.next_ns + clock.host_origin_ns
         try:
-            exit_ = board.cpu.run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
+            run = board.cpu.run if self.debugger is None else self.debugger.run
+            exit_ = run(max(min(timer_ns, started + SLICE_NS), started + SHORTEST_SLICE_NS))
         finally:
             self.run_ns += time.monotonic_ns() - started
         if not board.bypass.is_empty:
@@ -233,19 +251,19 @@ class RunLoop:
             self._poller.wait(0)
             if self._idle_requested:
                 self._idle_requested = False
-                self._idle(until, end_ns)
+                self.idle(until, end_ns)
         elif exit_ is Exit.HALT:
             self._halts.count += 1
             self._poller.wait(0)
             if board.cpu.interrupts_enabled:
-                self._idle(until, end_ns)
+                self.idle(until, end_ns)
             elif self.stop_reason is None:
                 self.stop(StopReason.HALTED)
         elif self.stop_reason is None:
             reason = StopReason.TRIPLE_FAULT if exit_ is Exit.SHUTDOWN else StopReason.CPU_ERROR
             self.stop(reason, f"{board.cpu.error} " if exit_ is Exit.ERROR else "")
 
-    def _idle(self, until: Callable[[], bool], end_ns: int) -> None:
+    def idle(self, until: Callable[[], bool], end_ns: int) -> None:
         """The guest waits for an interrupt: sleep until the next timer, file or request."""
         board, clock = self._board, self._clock
         self.is_idle = True
@@ -258,6 +276,20 @@ class RunLoop:
                 clock.run_due()
         finally:
             self.is_idle = False
+        self._seen_ns = time.monotonic_ns()
+
+    def stand(self, until: Callable[[], bool], end_ns: int) -> None:
+        """The guest stands still: wait for files and requests."""
+        if self._stop_requested:
+            self.stop(StopReason.REQUESTED)
+        while not (self._hurried or self.stop_reason is not None or until()):
+            now = time.monotonic_ns()
+            if now >= end_ns:
+                break
+            self._poller.wait(min(end_ns - now, LONGEST_SLEEP_NS))
+
+    def stood(self) -> None:
+        """The guest goes on, and its clock has stood as long as it did."""
         self._seen_ns = time.monotonic_ns()
 
     @property

@@ -192,15 +192,17 @@ class SocketFile:
 
     Args:
         path: where; a socket file that nobody listens on is replaced.
+        what: it is for, in messages.
 
     Raises:
         EmuError: the path is too long, taken by something else, or cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str = "vsock") -> None:
         if len(os.fsencode(path)) > LONGEST_PATH:
-            raise EmuError(f"vsock: {path}: a socket's path can have {LONGEST_PATH} bytes")
+            raise EmuError(f"{what}: {path}: a socket's path can have {LONGEST_PATH} bytes")
         self.path = path
+        self._what = what
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             self._make_way()
@@ -209,7 +211,7 @@ class SocketFile:
             self._identity = _identity(path)
         except OSError as error:
             self.sock.close()
-            raise EmuError(f"vsock: {path}: {error.strerror or error}") from None
+            raise EmuError(f"{what}: {path}: {error.strerror or error}") from None
         except EmuError:
             self.sock.close()
             raise
@@ -221,7 +223,7 @@ class SocketFile:
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(mode):
-            raise EmuError(f"vsock: {self.path}: exists and is not a socket")
+            raise EmuError(f"{self._what}: {self.path}: exists and is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             try:
                 probe.connect(os.fspath(self.path))
@@ -230,7 +232,7 @@ class SocketFile:
                 return
             except BlockingIOError:
                 pass            # somebody listens, but is slow to accept
-        raise EmuError(f"vsock: {self.path}: another program listens there")
+        raise EmuError(f"{self._what}: {self.path}: another program listens there")
 
     def close(self) -> None:
         """Listen no more, and remove the file, unless another one stands there by now."""

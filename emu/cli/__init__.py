@@ -29,6 +29,7 @@ COMMANDS = {
     "stats": "Show which exits a guest and a command cause, and what they cost.",
     "snapshot": "Boot a guest, prepare it by a command, and save it.",
     "restore": "Go on with a snapshot's machine on this terminal; Ctrl-] leaves.",
+    "symbols": "Write a guest kernel's symbols to a file for gdb.",
     "fetch": "Get the default guest's kernel and root file system.",
     "info": "Show versions, the host, and what is in the cache.",
     "selftest": "Check this machine's libunicorn, and show what exits cost here.",

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from devices.frozen import frozen
 from emu.cpu import cpuid
 from emu.cpu.abi import address, ffi
 from emu.cpu.bypass import NO_PORT
@@ -71,6 +72,22 @@ INJECT_INTERRUPT = 0x100                # what a VM exit's handler returns: vect
 RAISE_EXCEPTION = 0x200
 
 _INTERCEPTS = (EXIT_VINTR, EXIT_CPUID, EXIT_MSR, EXIT_SHUTDOWN)
+
+
+@frozen
+class Inside:
+    """Places in libunicorn's CPU (emu.cpu.layout).
+
+    Attributes:
+        api: libunicorn's functions.
+        cpu: QEMU's CPUState.
+    """
+
+    api: Any
+    cpu: Any
+    hflags: Any
+    interrupt_request: Any
+    cflags_next_tb: Any
 
 
 class Cpu:
@@ -138,7 +155,7 @@ class Cpu:
     def _make_callbacks(self) -> None:
         context = ffi.new("struct context *")
         self.context = context
-        context.cpu, context.env = self._cpu, self._env
+        context.cpu, context.env, context.uc = self._cpu, self._env, address(self._uc)
         context.thr_port = context.lsr_port = NO_PORT
         for row, leaf in zip(context.hypervisor_leaves, cpuid.HYPERVISOR_LEAVES, strict=True):
             for column, value in enumerate(leaf):
@@ -365,6 +382,14 @@ class Cpu:
         if self._busy.locked() or self._uc is None:
             raise EmuError("the machine is closed" if self._uc is None else "the machine is running")
         return StateAccess(self._library, self._uc, self._cpu, self.registers)
+
+    def inside(self) -> Inside:
+        """For a debugger: what it changes of the CPU's insides, between runs."""
+        cpu = self._cpu
+        return Inside(
+            self._api, ffi.cast("void *", cpu), self._hflags, self._interrupt_request,
+            ffi.cast("uint32_t *", cpu + self._library.layout.cflags_next_tb),
+        )
 
     @property
     def interrupts_enabled(self) -> bool:

@@ -25,6 +25,8 @@ LIBUNICORN = """
     uint64_t helper_cc_compute_all_x86_64(uint64_t dst, uint64_t src1, uint64_t src2, int op);
     void tb_invalidate_phys_range_x86_64(void *uc, uint64_t start, uint64_t end);
     void cpu_x86_update_dr7_x86_64(void *env, uint32_t value);
+    int cpu_breakpoint_insert_x86_64(void *cpu, uint64_t pc, int flags, void **made);
+    void cpu_breakpoint_remove_by_ref_x86_64(void *cpu, void *breakpoint);
 """
 
 LIBC = """
@@ -47,6 +49,8 @@ LIBC = """
 STRUCTURES = """
     struct descriptor_table { uint16_t selector; uint64_t base; uint32_t limit; uint32_t flags; };
     struct msr { uint32_t number; uint64_t value; };
+    struct cpu_breakpoint { uint64_t pc; int flags; };
+    struct watch { uint64_t address, mask, value; };
 """
 
 CONTEXT = """
@@ -76,6 +80,14 @@ CONTEXT = """
         uint64_t intercepted_numbers[8];        // 0xe8: a bit for each number it is asked for
         uint64_t blocks;                        // 0x128: 65,536 translated blocks by where they begin, or 0
         uint32_t block_flags;                   // 0x130: what to look for one with
+        uint32_t stepping;                      // 0x134: not 0: blocks get one instruction, and a call of STEP
+        uint64_t uc;                            // 0x138: the engine
+        uint64_t steps;                         // 0x140: instructions that such blocks may still run
+        uint64_t breakpoints;                   // 0x148: a debugger's, linear addresses
+        uint32_t breakpoint_count;              // 0x150
+        uint32_t watch_count;                   // 0x154
+        uint64_t watches;                       // 0x158: struct watch: host memory that is looked at
+        uint32_t stopped_by;                    // 0x160: 1: steps are over; 2: a watch; 3: a breakpoint
     };
 """
 """The block of memory that a CPU's machine code shares with Python; `thunks.lst` names its fields by these offsets."""

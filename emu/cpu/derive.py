@@ -81,6 +81,7 @@ REPLACED_HELPERS = {
     "READ_CONTROL": "helper_read_crN_x86_64",
     "READ_FLAGS": "helper_read_eflags_x86_64",
     "FIND_BLOCK": "helper_lookup_tb_ptr_x86_64",
+    "STEP": "helper_check_exit_request_x86_64",
 }
 """Called by translated code, from the code generator's table of helpers."""
 
@@ -91,6 +92,7 @@ REPLACED_POINTERS = {
     "READ_CONTROL": "helper_read_crN_x86_64",
     "READ_FLAGS": "helper_read_eflags_x86_64",
     "FIND_BLOCK": "helper_lookup_tb_ptr_x86_64",
+    "STEP": "helper_check_exit_request_x86_64",
 }
 """Taken as an address: by the CPU's class, by the translator."""
 
@@ -232,6 +234,7 @@ class Places:
     tb_page: int
     tcg_uc: int
     tcg_cpu_env: int
+    tcg_operations: int
 
 
 def machine(path: str) -> str:
@@ -266,6 +269,7 @@ def _look(path: str) -> Places:
     jump = functions.displacements("tcg_gen_lookup_and_goto_ptr", 102)
     check = functions.displacements("check_exit_request")
     block = [disp for _, disp in functions.displacements("helper_lookup_tb_ptr", 0xC8)]
+    operations = functions.displacements("tcg_emit_op", 0x80)
     env = functions.lea("x86_cpu_do_interrupt")
     return Places(
         uc_cpu=functions.displacements("cpu_stop_current")[0][1],
@@ -284,6 +288,7 @@ def _look(path: str) -> Places:
         tb_page=functions.compared("tb_htable_lookup")[1],
         tcg_uc=check[0][1],
         tcg_cpu_env=next(disp for _, disp in jump if disp > CPU_STATE_BYTES),
+        tcg_operations=next(disp for mnemonic, disp in operations if mnemonic == "add"),
     )
 
 
@@ -333,6 +338,7 @@ def layout_from(places: Places, witness: Witness, link_addresses: dict[str, Any]
         tb_page=places.tb_page,
         tcg_uc=places.tcg_uc,
         tcg_cpu_env=places.tcg_cpu_env,
+        tcg_operations=places.tcg_operations,
         msrs=witness.kept_msrs(),
         **link_addresses,
     )

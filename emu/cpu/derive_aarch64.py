@@ -196,8 +196,15 @@ def look(path: str) -> tuple[Places, Witness]:
         tb_page=image.touched("tb_phys_invalidate_x86_64", NULL, OBJECT, (1 << 64) - 1)[0],
         tcg_uc=tcg_uc,
         tcg_cpu_env=image.touched("tcg_gen_lookup_and_goto_ptr_x86_64", OBJECT)[0],
+        tcg_operations=_operations(image),
     )
     return places, StoredState(image)
+
+
+def _operations(image: Image) -> int:
+    """Offset from tcg of the number of operations, which tcg_op_remove(tcg, operation) lessens."""
+    image.clear()
+    return next(offset for offset in image.touched("tcg_op_remove_x86_64", OBJECT, SCRATCH) if 0 < offset < 0x1000)
 
 
 def _first_tlb(image: Image) -> int:

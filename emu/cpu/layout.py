@@ -61,9 +61,15 @@ class Layout:
     tb_page: int                # from a TranslationBlock: ram address of its page, u64; then of a second one, or -1
     tcg_uc: int                 # from tcg, QEMU's TCGContext: pointer to uc
     tcg_cpu_env: int            # from tcg: what stands for env in generated code
+    tcg_operations: int         # from tcg: u32, how many operations the block being translated has
     uc_emu_stop: int            # from the library's start: tells where it was loaded
     slots: tuple[tuple[str, int], ...]  # our thunk, and where the address it replaces stands, from the library's start
     msrs: tuple[tuple[int, int, int], ...]      # first number, count, offset in env: u64 each; all but EFER and bases
+
+    @property
+    def cflags_next_tb(self) -> int:
+        """Offset in cpu of what the next block alone is looked up and translated with, u32; -1: the usual."""
+        return self.interrupt_request - 4
 
     @property
     def exception_index(self) -> int:
@@ -167,6 +173,7 @@ X86_64_BUILDS: dict[str, Layout] = {
         tb_page=0x48,
         tcg_uc=0x9970,
         tcg_cpu_env=0x98f0,
+        tcg_operations=0x38,
         uc_emu_stop=0x3c39c0,
         slots=(
             ("GENERATE_CALL", 0x14c0798),
@@ -183,6 +190,7 @@ X86_64_BUILDS: dict[str, Layout] = {
             ("WRITE_CONTROL", 0x142ed58),
             ("SYSENTER", 0x142ede8),
             ("FIND_BLOCK", 0x1431e60),
+            ("STEP", 0x1433690),
             ("STORE_8", 0x14336c0),
             ("STORE_16", 0x14336c8),
             ("STORE_32", 0x14336d0),
@@ -192,6 +200,7 @@ X86_64_BUILDS: dict[str, Layout] = {
             ("WRITE_CONTROL", 0x14b1318),
             ("SYSENTER", 0x14a38a0),
             ("FIND_BLOCK", 0x14a6668),
+            ("STEP", 0x14a8c80),
             ("DEBUG_EXCEPTION", 0x14b3480),
         ),
         msrs=(
@@ -260,6 +269,7 @@ AARCH64_BUILDS: dict[str, Layout] = {
         tb_page=0x48,
         tcg_uc=0x9a90,
         tcg_cpu_env=0x99f8,
+        tcg_operations=0x38,
         uc_emu_stop=0x3bc530,
         slots=(
             ("GENERATE_CALL", 0x1334698),
@@ -280,11 +290,13 @@ AARCH64_BUILDS: dict[str, Layout] = {
             ("WRITE_CONTROL", 0x12a4108),
             ("SYSENTER", 0x12a4198),
             ("FIND_BLOCK", 0x12a7210),
+            ("STEP", 0x12a8a40),
             ("READ_FLAGS", 0x1320310),
             ("READ_CONTROL", 0x1321018),
             ("WRITE_CONTROL", 0x13253b0),
             ("SYSENTER", 0x13179d8),
             ("FIND_BLOCK", 0x131a778),
+            ("STEP", 0x131cd68),
             ("DEBUG_EXCEPTION", 0x1327508),
         ),
         msrs=(

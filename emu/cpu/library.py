@@ -58,7 +58,7 @@ OFFSETS = (
     *("cc_dst", "cc_src", "cc_src2", "cc_op", "df", "hflags"),
     *("efer", "star", "star_high", "lstar", "cstar", "fmask", "uc_cpu"),
     *("opaque", "env", "env_opaque", "env_jump_cache", "exception_index", "tlb_mask", "tlb_table"),
-    *("tb_page", "tb_second_page", "tcg_uc", "tcg_cpu_env"),
+    *("tb_page", "tb_second_page", "tcg_uc", "tcg_cpu_env", "tcg_operations"),
 )
 
 

@@ -15,6 +15,7 @@ from emu.errors import UnsupportedHost
 
 LISTINGS = {"x86_64": "thunks.lst", "aarch64": "thunks_aarch64.lst"}       # by what os.uname calls the host
 ALIGNMENT = 64                      # a cache line each
+LONGEST = 16                        # bytes of a line, at most
 
 _LINE = re.compile(r"  [0-9a-f]{3}  ((?:(?:[0-9a-f]{2}|<\w+:\d>) ?)+)")
 _PLACEHOLDER = re.compile(r"<(\w+):(\d)>")
@@ -62,21 +63,27 @@ def assemble(lines: list[str], values: Mapping[str, int]) -> bytes:
 
 
 class Thunks:
-    """The routines in executable memory, which lasts as long as the process: a late signal may still run one."""
+    """The routines in executable memory, which lasts as long as the process: a late signal may still run one.
+
+    Args:
+        values: what each placeholder stands for; a routine's name stands for one that was listed before.
+    """
 
     def __init__(self, values: Mapping[str, int]) -> None:
-        code = bytearray()
-        starts: dict[str, int] = {}
-        for name, lines in read_listing().items():
-            starts[name] = len(code)
-            code += assemble(lines, values)
-            code += b"\xcc" * (-len(code) % ALIGNMENT)
+        listing = read_listing()
+        most = sum(LONGEST * len(lines) + ALIGNMENT for lines in listing.values())
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS        # a process that was forked cannot change its parent's
-        self._memory = mmap.mmap(-1, len(code), flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._memory[: len(code)] = bytes(code)
+        self._memory = mmap.mmap(-1, most, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         base = int(ffi.cast("uintptr_t", ffi.from_buffer(self._memory)))
-        _make_executable(base, len(code))
-        self.addresses = {name: base + start for name, start in starts.items()}
+        self.addresses: dict[str, int] = {}
+        known, at = dict(values), 0
+        for name, lines in listing.items():
+            known[name] = self.addresses[name] = base + at
+            code = assemble(lines, known)
+            code += b"\xcc" * (-len(code) % ALIGNMENT)
+            self._memory[at : at + len(code)] = code
+            at += len(code)
+        _make_executable(base, at)
 
     def __getitem__(self, name: str) -> int:
         """Host address of a routine."""

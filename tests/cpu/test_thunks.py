@@ -17,6 +17,7 @@ ROUTINES = read_listing("x86_64")
 # Values that cannot be mistaken for one another; the offsets fit a signed displacement
 VALUES = {name: 0x7B00_0000_0000_0000 + i for i, name in enumerate(FUNCTIONS)}
 VALUES |= {name: 0x7A00_0000 + i for i, name in enumerate(OFFSETS)}
+VALUES |= {name: 0x7900_0000_0000_0000 + i for i, name in enumerate(ROUTINES)}
 
 
 def short(line: str) -> re.Match[str]:
@@ -74,7 +75,7 @@ def test_declared_offsets_are_the_compilers() -> None:
 def test_routines_are_loaded_as_assembled_each_on_a_cache_line_of_its_own() -> None:
     thunks = Thunks(VALUES)
     for name, lines in read_listing().items():
-        code = assemble(lines, VALUES)
+        code = assemble(lines, VALUES | thunks.addresses)
         assert thunks[name] % ALIGNMENT == 0
         assert bytes(ffi.buffer(ffi.cast("char *", thunks[name]), len(code))) == code
 

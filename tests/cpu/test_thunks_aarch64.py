@@ -22,6 +22,8 @@ LISTING = "thunks_aarch64.lst"
 ROUTINES = read_listing("aarch64")
 VALUES = {name: 0x7B00_0000_0000_0000 + i for i, name in enumerate(FUNCTIONS)}
 VALUES |= {name: 0x7A00_0000 + i for i, name in enumerate(OFFSETS)}
+VALUES |= {name: 0x7900_0000_0000_0000 + i for i, name in enumerate(ROUTINES)}
+ADDRESSES = {*FUNCTIONS, *ROUTINES}
 INSTRUCTION = re.compile(r"  ([0-9a-f]{3})  ((?:[0-9a-f]{2} ){4}) ([^;]+?) *(?:; (.*))?")
 LITERAL = re.compile(r"  ([0-9a-f]{3})  <(\w+):([48])>  (\.quad|\.word) (\w+)")
 (LAYOUT,) = AARCH64_BUILDS.values()
@@ -56,7 +58,7 @@ def test_literals_are_aligned_named_and_behind_the_code(routine: str) -> None:
         assert match is not None, line
         assert (int(match[1], 16), match[2]) == (at, match[5])
         assert at % int(match[3]) == 0
-        assert (match[3], match[4]) == (("8", ".quad") if match[2] in FUNCTIONS else ("4", ".word"))
+        assert (match[3], match[4]) == (("8", ".quad") if match[2] in ADDRESSES else ("4", ".word"))
         at += int(match[3])
     assert len(assemble(ROUTINES[routine], VALUES)) == at
 
@@ -69,7 +71,7 @@ def test_a_literal_is_loaded_by_the_name_the_comment_gives(routine: str) -> None
             name = names[f"{int(load[1], 16):03x}"]
             used.add(name)
             assert re.match(r"\w+", match[4] or "")[0] == name      # type: ignore[index]
-            assert match[3].startswith("ldr x") == (name in FUNCTIONS)
+            assert match[3].startswith("ldr x") == (name in ADDRESSES)
     assert used == set(names.values())
 
 
@@ -122,8 +124,9 @@ def test_context_fields_named_in_the_listing_are_where_it_says() -> None:
 
 # -- what the routines do --------------------------------------------------------------------------------------------
 
-UC, CPU, TCG, CONTEXT, TLB, RAM, CODE_PAGES, BUFFER, LABEL, SLOT, SIGINFO, BLOCK, SIZE = (
+UC, CPU, TCG, CONTEXT, TLB, RAM, CODE_PAGES, BUFFER, LABEL, SLOT, SIGINFO, BLOCK, POINTS, SIZE = (
     *(0, 0x2000, 0xE000, 0x1A000, 0x1B000, 0x1C000, 0x20000, 0x20100, 0x20200, 0x20300, 0x20400, 0x20500, 0x20800),
+    0x20900,
 )
 """Offsets from DATA."""
 
@@ -141,7 +144,7 @@ Draw = random.Random
 ROUNDS = 40
 MORE_ROUNDS = {
     "EXCEPTION": 250, "SYSCALL": 120, "PORT_OUT": 100, "STORE_16": 80, "STORE_64": 60, "FIND_BLOCK": 280,
-    "FLUSH_BLOCKS": 6,
+    "FLUSH_BLOCKS": 6, "STEP": 120,
 }
 """For what has many paths, or one that is long."""
 
@@ -160,7 +163,8 @@ class Case:
             0x38: draw.choice((THR, THR, NO_PORT)) | draw.choice((LSR, LSR, NO_PORT)) << 32,
             0x40: 0x60 | draw.choice((0, 1)) << 32, 0x70: DATA + RAM, 0x78: 0x3000, 0xC0: DATA + CODE_PAGES,
             0xC8: 0x2000, 0xD0: draw.choice((0, DATA + LABEL, DATA + LABEL)), 0xE0: host.stub("syscall"),
-            0x128: DATA + SIZE,
+            0x128: DATA + SIZE, 0x130: draw.choice((0, 1)) << 32, 0x138: DATA + UC, 0x140: draw.choice((0, 1, 7)),
+            0x148: DATA + POINTS, 0x150: draw.randrange(3) | draw.randrange(3) << 32, 0x158: DATA + POINTS,
         }
         for offset, value in context.items():
             self.put(CONTEXT + offset, value)
@@ -237,6 +241,27 @@ class Case:
         self.memory += self.draw.randbytes(BLOCKS * 8)
         return [DATA + CPU]
 
+    def debugged(self) -> list[int]:
+        """(cpu), at one of the breakpoints or at none."""
+        at = self.draw.getrandbits(63)
+        self.put(ENV + LAYOUT.cs_base, self.draw.choice((0, 16)))
+        self.put(ENV + LAYOUT.eip, at)
+        for number in range(2):
+            self.put(POINTS + 8 * number, at + self.draw.choice((0, 8, 16)))
+        return [DATA + CPU]
+
+    def watched(self) -> list[int]:
+        """(uc, 0): words that have changed or not."""
+        draw = self.draw
+        self.put(ENV - 0x10, draw.choice((0, 0, 0, 1, 0xFFFF_0000)), 4)
+        for number in range(2):
+            value, mask = draw.getrandbits(64), draw.choice((0xFF << 24, WIDTHS[8]))
+            self.put(RAM + 8 * number, value)
+            before = value ^ draw.choice((0, 0, ~mask, 1 << 24)) & WIDTHS[8]
+            for at, word in enumerate((DATA + RAM + 8 * number, mask, before)):
+                self.put(POINTS + 24 * number + 8 * at, word)
+        return [DATA + UC, self.word(0)]
+
     def port(self) -> list[int]:
         """(uc, port, size), and for OUT value."""
         port = self.draw.choice((THR, LSR, THR, LSR, self.draw.getrandbits(16)))
@@ -294,9 +319,10 @@ ARGUMENTS: dict[str, Callable[[Case], list[int]]] = {
     "FIND_BLOCK": Case.lookup,
     "FLUSH_BLOCKS": Case.flush,
     "ABORT": lambda c: [DATA + CPU, c.draw.getrandbits(64)],
-    "DEBUG_EXCEPTION": lambda c: [DATA + CPU],
+    "DEBUG_EXCEPTION": Case.debugged,
+    "STEP": Case.watched,
     "GENERATE_CALL": lambda c: [
-        DATA + TCG, c.host.stub(c.draw.choice(("helper_check_exit_request", "helper_read_eflags"))),
+        DATA + TCG, c.draw.choice((c.host.starts["STEP"], c.host.stub("helper_read_eflags"))),
         c.draw.getrandbits(64), c.word(2), c.draw.getrandbits(64),
     ],
     "GENERATE_EXIT": lambda c: [DATA + TCG, c.draw.getrandbits(64), c.word(c.draw.choice((0, 3, 3, 3)))],
@@ -317,6 +343,8 @@ def outcome(host: Host, routine: str, seed: int) -> Outcome:
         if call.name == "raise_exception_err_ra":
             assert END - 2 <= call.arguments[3] <= END
             call.arguments = call.arguments[:3]
+        if host.starts["STEP"] in call.arguments:       # which is not at the same place in each
+            call.arguments = call.arguments[:1] + call.arguments[2:]
     if done.returned is not None:
         done.returned &= WIDTHS[RETURNED[routine]] if routine in RETURNED else 0
     return done

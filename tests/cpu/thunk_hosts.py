@@ -51,6 +51,7 @@ SIGNATURES = PYTHON | {
     "cpu_x86_cpuid": (8, 4, 4, 8, 8, 8, 8),
     "helper_cc_compute_all": (8, 8, 8, 4),
     "uc_emu_stop": (8,),
+    "helper_check_exit_request": (8, 4),
     "tb_invalidate_phys_page_fast": (8, 8, 8, 4, 8),
     "qemu_map_ram_ptr": (8, 8, 8),
     "tlb_reset_dirty": (8, 8, 8),
@@ -120,9 +121,9 @@ class Host:
         self.starts: dict[str, int] = {}
         at = CODE
         for routine, lines in self.listing.items():
+            values[routine] = self.starts[routine] = at
             code = assemble(lines, values)
             self.engine.mem_write(at, code)
-            self.starts[routine] = at
             at += len(code) + -len(code) % ALIGNMENT
         self.engine.mem_write(STUBS, self.return_code.ljust(STUB_BYTES, b"\0") * len(self.functions))
         self.engine.hook_add(unicorn.UC_HOOK_CODE, self._on_call, None, STUBS, END - 1)
