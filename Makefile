@@ -6,7 +6,7 @@ DONE := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 BENCHMARKS := boot boots serial guest hypercall syscalls exec fork pool fleet micro growth guard
 
-.PHONY: demo test lint bench bench-quick $(addprefix bench-,$(BENCHMARKS)) bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
+.PHONY: demo test lint bench bench-quick $(addprefix bench-,$(BENCHMARKS)) bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot docs picture dist clean
 
 # The guest is fetched, booted and asked a few things; then how long everything took.
 demo: $(DONE)
@@ -24,6 +24,22 @@ lint: $(DONE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+# The documentation's site. A warning is an error; nothing that it shows is asked of another host.
+docs: $(DONE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo 'build/docs/index.html'
+
+# README's picture: what a session on a terminal shows.
+picture: $(DONE)
+	$(BIN)/python -m bench.terminal docs/pictures/terminal.svg
+
+# Wheel and sdist.
+dist: $(DONE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --outdir dist .
 
 # All of them, one table and pictures; the quick one is a look of some three minutes.
 bench: $(DONE)

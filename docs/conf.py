@@ -6,6 +6,8 @@ anything.
 
 from __future__ import annotations
 
+from sphinx.application import Sphinx
+
 import emu
 
 project = "pvemu"
@@ -16,11 +18,7 @@ version = release = emu.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_click"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
-exclude_patterns = ["traps/README.md"]
-suppress_warnings = [
-    "toc.empty_glob",               # a page that a tree names by a pattern need not be there
-    "misc.highlighting_failure",    # reports of tests and machines are no language
-]
+suppress_warnings = ["misc.highlighting_failure"]       # assembly is GNU's, which the highlighter half knows
 
 html_theme = "furo"
 html_title = f"pvemu {version}"
@@ -34,4 +32,22 @@ napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_type_aliases = {"Path_": "Path_"}
+
+
+def literal_examples(_app: Sphinx, _context: object, lines: list[str]) -> None:
+    """Show a command's examples as they stand: sphinx-click makes lines of prose of what --help leaves alone."""
+    shown: list[str] = []
+    for line in lines:
+        text = line.removeprefix("| ")
+        if text == line:
+            shown.append(line)
+        elif text.startswith("  "):
+            shown.append(f"    {text}")
+        else:
+            shown += [f"{text.removesuffix(':')}::", ""]
+    lines[:] = shown
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("sphinx-click-process-description", literal_examples)

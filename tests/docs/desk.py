@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import emu
+from emu.cli import cli
 from emu.phases import Phases
 from emu.snapshot.ready import DEFAULT_MEMORY, ready_snapshot
 from tests.docs.blocks import ROOT, Block, matches, typed
 
 TIMEOUT_S = 200                         # for a command that takes a few seconds on a quiet machine
-MAKE = re.compile(r"make(?= )")
+MAKE = re.compile(r"^(\s*)make(?= )")
+BOOTING = "boot", "run", "stats"        # subcommands of which one in a block is run, the last; it takes seconds
 
 FILES = {
     "data/small": "a small file\n",
@@ -53,14 +57,14 @@ class Desk:
             file.write_text(content)
         (path / "tool").chmod(0o755)
         (path / "my_hypercalls.py").write_text(HYPERCALLS)
-        for name in "docs", "README.md":
-            (path / name).symlink_to(ROOT / name)
-        (path / "base.snap").symlink_to(ready_snapshot(DEFAULT_MEMORY, Phases(), print))
+        (path / "docs").symlink_to(ROOT / "docs")
+        shutil.copy(ROOT / "README.md", path)
+        shutil.copytree(ready_snapshot(DEFAULT_MEMORY, Phases(), print), path / "base.snap", copy_function=_link)
         programs = path / ".bin"
         programs.mkdir()
-        (programs / "emu").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emu "$@"\n')
-        (programs / "emu").chmod(0o755)
-        (programs / "python").symlink_to(sys.executable)
+        for name, words in ("emu", "-m emu"), ("python", ""):
+            (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+            (programs / name).chmod(0o755)
         search = f"{programs}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
         self._environment = os.environ | {"PATH": search, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
 
@@ -84,11 +88,16 @@ class Desk:
             self._type(block)
 
     def _type(self, block: Block) -> None:
-        for one in typed(block):
+        commands = typed(block)
+        booted = {kind: one for one in commands if (kind := _booting(one.command))}
+        for one in commands:
+            if (kind := _booting(one.command)) and booted[kind] is not one:
+                _check_options(shlex.split(one.command, comments=True)[1:])
+                continue
             if one.prompt == "#":
                 output = self._in_guest(block, one.command)
             else:
-                output = self._succeed(block, MAKE.sub(f"make -n -C {ROOT}", one.command))
+                output = self._succeed(block, MAKE.sub(rf"\1make -n -C {ROOT}", one.command))
             shown = one.output and not block.output_varies
             assert not shown or matches(one.output, output), f"{block.place}: {one.command}: printed {output!r}"
 
@@ -109,3 +118,26 @@ class Desk:
             self._guest = self._stack.enter_context(emu.boot(files=files, shares={"spare": data, "data": data}))
         result = self._guest.run(f"{{ {command}\n}} 2>&1", timeout=TIMEOUT_S)
         return result.stdout
+
+
+def _booting(command: str) -> str | None:
+    """The subcommand, if it is a simple command that boots a guest."""
+    words = shlex.split(command, comments=True)
+    simple = words[:1] == ["emu"] and len(words) > 1 and not {";", "|", "&&"} & {*words}
+    return words[1] if simple and words[1] in BOOTING else None
+
+
+def _check_options(words: list[str]) -> None:
+    """See that the command line would be taken."""
+    with cli.make_context("emu", [*words]) as context:
+        command = cli.get_command(context, words[0])
+        assert command is not None
+        command.make_context(words[0], words[1:], parent=context)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name, where that goes: nothing writes to a snapshot's files."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -50,6 +50,8 @@ def test_every_block_is_run_or_says_why_not(block: Block) -> None:
     known = block.language in RUN or block.language == "text" or block.language in ELSEWHERE.get(page, ())
     if block.language == "toml":
         tomllib.loads(block.content)
+    elif block.language == "yaml":
+        assert pytest.importorskip("yaml").safe_load(block.content)
     elif block.language == "ini":
         configparser.ConfigParser(allow_no_value=True).read_string(block.content)
     else:
