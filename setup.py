@@ -44,7 +44,6 @@ setup(
     },
     entry_points={"console_scripts": ["emu=emu.__main__:run"], "pytest11": ["emu.pytest_plugin=emu.pytest_plugin"]},
     classifiers=[
-        "License :: OSI Approved :: GNU General Public License v2 or later (GPLv2+)",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Topic :: System :: Emulators",

@@ -20,6 +20,8 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]       # assembly is GNU's, which the highlighter half knows
 
+highlight_language = "none"
+
 html_theme = "furo"
 html_title = f"pvemu {version}"
 html_show_sphinx = False
