@@ -116,11 +116,22 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
+def _meant(message: str) -> str:
+    """The command that was meant, if one is much like what was typed."""
+    if not message.startswith("No such command"):
+        return ""
+    from difflib import get_close_matches
+
+    close = get_close_matches(message.split("'")[1], COMMANDS, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _explained(error: Exception) -> tuple[str, int]:
     """One line and an exit status for what went wrong."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "emu"
-        return f"{error.format_message()} (see {command} --help)", STATUS_BAD_INPUT
+        message = error.format_message().removesuffix(".")
+        return f"{message}{_meant(message)} (see {command} --help)", STATUS_BAD_INPUT
     if isinstance(error, click.ClickException):
         return error.format_message(), STATUS_BAD_INPUT
     if isinstance(error, GuestTimeout):
