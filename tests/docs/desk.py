@@ -19,7 +19,7 @@ from tests.docs.blocks import ROOT, Block, matches, typed
 
 TIMEOUT_S = 200                         # for a command that takes a few seconds on a quiet machine
 MAKE = re.compile(r"^(\s*)make(?= )")
-BOOTING = "boot", "run", "stats"        # take seconds: of those in a block the last is run, options of the others checked
+BOOTING = "boot", "run", "stats"        # take seconds: of those in a block, all but the last are only parsed
 
 FILES = {
     "data/small": "a small file\n",
