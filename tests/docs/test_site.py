@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -39,11 +40,15 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
         assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_trap_is_on_its_page() -> None:
-    shown = re.findall(r"^```\{literalinclude\} traps/(\w+\.py)$", (ROOT / "docs/traps.md").read_text(), re.MULTILINE)
-    typed = re.findall(r"^\$ python docs/traps/(\w+\.py)$", (ROOT / "docs/traps.md").read_text(), re.MULTILINE)
-    there = sorted(path.name for path in (ROOT / "docs/traps").glob("*.py"))
-    assert sorted(shown) == sorted(typed) == there
+def test_every_trap_is_on_its_page_in_its_own_words() -> None:
+    text = (ROOT / "docs/traps.md").read_text()
+    shown = re.findall(r"^```\{literalinclude\} traps/(\w+\.py)$", text, re.MULTILINE)
+    typed = re.findall(r"^\$ python docs/traps/(\w+\.py)$", text, re.MULTILINE)
+    there = sorted((ROOT / "docs/traps").glob("*.py"))
+    assert sorted(shown) == sorted(typed) == [path.name for path in there]
+    for path in there:
+        words = ast.get_docstring(ast.parse(path.read_text()))
+        assert f"{words}\n\n```{{literalinclude}} traps/{path.name}\n" in text
 
 
 def test_the_tutorial_s_hypercall_is_as_short_as_it_says() -> None:
