@@ -2,14 +2,15 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
-DONE := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+DONE := $(VENV)/.installed-for-tests
 PYTEST := $(BIN)/python -m pytest
 BENCHMARKS := boot boots serial guest hypercall syscalls exec fork pool fleet micro growth guard
 
-.PHONY: demo test lint bench bench-quick $(addprefix bench-,$(BENCHMARKS)) bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot clean
+.PHONY: demo test lint bench bench-quick $(addprefix bench-,$(BENCHMARKS)) bench-9p soak powercut fuzz test-long oracle-9p oracle-multiboot docs picture dist clean
 
 # The guest is fetched, booted and asked a few things; then how long everything took.
-demo: $(DONE)
+demo: $(INSTALLED)
 	$(BIN)/emu info
 	$(BIN)/emu fetch
 	$(BIN)/emu demo
@@ -24,6 +25,22 @@ lint: $(DONE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+# The documentation's site. A warning is an error; nothing that it shows is asked of another host.
+docs: $(DONE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo 'build/docs/index.html'
+
+# README's picture: what a session on a terminal shows.
+picture: $(DONE)
+	$(BIN)/python -m bench.terminal docs/pictures/terminal.svg
+
+# Wheel and sdist.
+dist: $(DONE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --outdir dist .
 
 # All of them, one table and pictures; the quick one is a look of some three minutes.
 bench: $(DONE)
@@ -64,7 +81,7 @@ powercut: $(DONE)
 	$(BIN)/python -m bench.powercut
 
 # Editable, so that a changed source needs no new installation. Debian packages venv apart from Python.
-$(DONE): setup.py pyproject.toml
+$(INSTALLED): setup.py pyproject.toml
 	@python=; for name in python3.11 python3.12 python3.13 python3.14 python3; do \
 	    if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
 	done; \
@@ -73,8 +90,13 @@ $(DONE): setup.py pyproject.toml
 	if $$python -c 'import ensurepip' 2>/dev/null; then $$python -m venv $(VENV); \
 	elif $$python -m virtualenv --version >/dev/null 2>&1; then $$python -m virtualenv --quiet $(VENV); \
 	else echo 'make: Python has no venv here: apt-get install python3-venv' >&2; exit 1; fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	$(BIN)/python -m compileall -q emu devices hypercalls
+	touch $@
+
+# What the tests and benchmarks need beside it takes longer to install than the rest.
+$(DONE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
 clean:

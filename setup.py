@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+DOCS = ["sphinx>=7.2", "myst-parser>=2.0", "furo>=2023.9", "sphinx-click>=5.0"]
 
 setup(
     name="pvemu",
@@ -37,13 +38,13 @@ setup(
         "cluster": ["distributed>=2023.5"],
         "test": [
             "pytest>=7.4", "hypothesis>=6.80", "pytest-benchmark>=4.0", "pytest-timeout>=2.1", "pytest-xdist>=3.3",
-            "matplotlib>=3.7", "distributed>=2023.5",
+            "matplotlib>=3.7", "distributed>=2023.5", *DOCS,
         ],
+        "docs": DOCS,
         "lint": ["ruff>=0.4", "mypy>=1.8"],
     },
     entry_points={"console_scripts": ["emu=emu.__main__:run"], "pytest11": ["emu.pytest_plugin=emu.pytest_plugin"]},
     classifiers=[
-        "License :: OSI Approved :: GNU General Public License v2 or later (GPLv2+)",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Topic :: System :: Emulators",

@@ -1,13 +1,17 @@
 """Pictures of what the benchmarks wrote: bench/out/*.png, of the files that are there.
 
     python -m bench.pictures
+    python -m bench.pictures --svg docs/pictures        # as text, for the documentation
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +29,7 @@ WIDTH_INCHES, ROW_INCHES, PANEL_INCHES, FRAME_INCHES = 10.0, 0.28, 3.2, 1.4
 DPI = 130
 COLOURS = "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"
 LIMIT = "#222222"
+AS_TEXT = {"svg.fonttype": "none", "svg.hashsalt": "pvemu"}            # words as words; the same file each time
 NO_JOB = "empty"                        # what a measurement takes by itself
 GROWN = re.compile(r"(boot_ms|restore_ms|fork_ms|hypercall_ns|device_load_ns)_(\w+)_(\d+)")
 PLACED = re.compile(r"(\w+)_(read|write)(\d)_(\w+)_ns")
@@ -32,11 +37,12 @@ PLACED = re.compile(r"(\w+)_(read|write)(\d)_(\w+)_ns")
 Figures = Mapping[str, Any]
 
 
-def draw_all(directory: Path = OUTPUT) -> list[Path]:
+def draw_all(directory: Path = OUTPUT, svg: Path | None = None) -> list[Path]:
     """Draw what can be drawn.
 
     Args:
         directory: with the benchmarks' files; the pictures are put there, too.
+        svg: where to put them as SVG instead.
 
     Returns:
         The pictures' files.
@@ -44,6 +50,7 @@ def draw_all(directory: Path = OUTPUT) -> list[Path]:
     Raises:
         ImportError: matplotlib is not installed.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     results = {
@@ -58,8 +65,9 @@ def draw_all(directory: Path = OUTPUT) -> list[Path]:
     ):  # fmt: skip
         figure = Figure(dpi=DPI, layout="constrained")
         if draw(figure, figures):
-            drawn.append(directory / f"{name}.png")
-            figure.savefig(drawn[-1])
+            drawn.append(svg / f"{name}.svg" if svg else directory / f"{name}.png")
+            with rc_context(AS_TEXT):
+                figure.savefig(drawn[-1], metadata={"Date": None} if svg else None)
     return drawn
 
 
@@ -152,15 +160,18 @@ def _panel(axes: Axes, grows: str, lines: Mapping[str, list[tuple[int, float]]])
     axes.legend(fontsize="small")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Draw, and say what."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--svg", type=Path, metavar="DIRECTORY", help="SVG files, into this directory")
+    svg = parser.parse_args(arguments).svg
     try:
-        drawn = draw_all()
+        drawn = draw_all(svg=svg)
     except ImportError:
         print("pictures need matplotlib: pip install 'pvemu[plot]'")
         return
-    print(f"drawn: {', '.join(str(path.relative_to(ROOT)) for path in drawn) or 'nothing; there are no figures yet'}")
+    print(f"drawn: {', '.join(os.path.relpath(path, ROOT) for path in drawn) or 'nothing; there are no figures yet'}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmuError", "Fleet", "GuestError", "GuestException", "GuestTimeout", "Machine", "MachineDied", "MachineFailure",
-    "MachineProcess", "MemoryLimit", "MicroGuest", "OutputLimit", "Pool", "PoolFull", "PoolMetrics", "Result",
-    "StopReason", "VsockNetwork", "boot", "restore", "spawn",
+    "DiskImage", "EmuError", "Fleet", "GuestError", "GuestException", "GuestTimeout", "Machine", "MachineDied",
+    "MachineFailure", "MachineProcess", "MemoryLimit", "MicroGuest", "OutputLimit", "Pool", "PoolFull", "PoolMetrics",
+    "Result", "Share", "StopReason", "VsockNetwork", "boot", "restore", "spawn",
 ]
 
 if TYPE_CHECKING:
     from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied, MemoryLimit, OutputLimit, PoolFull
-    from emu.fittings import VsockNetwork
+    from emu.fittings import DiskImage, Share, VsockNetwork
     from emu.fleet.failures import MachineFailure
     from emu.fleet.fleet import Fleet
     from emu.guest import Result
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _HOMES = {
+    "DiskImage": "emu.fittings",
     "EmuError": "emu.errors",
     "Fleet": "emu.fleet.fleet",
     "GuestError": "emu.errors",
@@ -54,6 +55,7 @@ _HOMES = {
     "PoolFull": "emu.errors",
     "PoolMetrics": "emu.pool.metrics",
     "Result": "emu.guest",
+    "Share": "emu.fittings",
     "StopReason": "emu.run_loop",
     "VsockNetwork": "emu.fittings",
     "boot": "emu.launch",

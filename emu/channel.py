@@ -136,6 +136,11 @@ class Channel:
         self._renew()
 
     @property
+    def is_starting(self) -> bool:
+        """Whether the agent was asked for a slot that it has not made yet; who saves the machine now forgets it."""
+        return any(slot.state is SlotState.STARTING for slot in self._slots.values())
+
+    @property
     def renews(self) -> bool:
         """Whether a program in the guest re-seeds its random numbers when it is a copy."""
         return self._renewer.guest_open

@@ -210,6 +210,8 @@ def _linux(
         fetched = _fetched(cache, kernel, initrd, root, root_over)
     with phase("load the kernel"):
         named = kernel is None or str(kernel) in KERNELS
+        if not named and not os.path.exists(str(kernel)):
+            raise EmuError(f"there is no kernel {kernel}: give a file, or to have one fetched {', '.join(KERNELS)}")
         image = load_kernel(fetched.kernel_path if named and fetched else Path(str(kernel)), cache)
     with phase("load the root"):
         made = _root(cache, fetched, initrd, root, root_over)

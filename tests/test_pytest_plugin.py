@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import textwrap
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +16,6 @@ from tests.fleet.fakes import FakeTemplates
 pytest_plugins = ["pytester"]
 
 CACHE = str(default_directory())        # pytester has another home directory
-TESTING = Path(__file__).parents[1] / "docs" / "testing.md"
 
 HYPERCALLS = """
     from hypercalls import Call, hypercall
@@ -225,21 +221,6 @@ def test_hypercalls_that_cannot_be_loaded_are_a_line(pytester: pytest.Pytester) 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([f"{pytester.path}/missing.py: there is no such file"])
     assert "Traceback" not in result.stdout.str()
-
-
-def test_the_examples_of_the_documentation_pass(pytester: pytest.Pytester) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", TESTING.read_text(), re.DOTALL)
-    preamble = (
-        "import pytest\n"
-        "from hypothesis import given, strategies as st\n"
-        "from emu import GuestException, MicroGuest\n"
-        "from emu.assembler import WRMSR\n"
-    )
-    hypercall = textwrap.dedent(HYPERCALLS)
-    for number, block in enumerate(blocks):
-        if "alpine" not in block:
-            pytester.makepyfile(**{f"test_{number}": preamble + hypercall + block})
-    pytester.runpytest_inprocess().assert_outcomes(passed=5)
 
 
 ALPINE = """

@@ -51,7 +51,7 @@ class Export:
         if not 0 < len(self.tag.encode()) <= LONGEST_TAG or "\0" in self.tag:
             raise ExportError(f"mount tag {self.tag!r}: it takes 1 to {LONGEST_TAG} bytes")
         if not self.path.is_dir():
-            raise ExportError(f"{self.path} is no directory")
+            raise ExportError(f"{self.path} is no directory; what is shared has to be there")
         if not Path("/proc/self/fd").is_dir():
             raise ExportError("files can only be shared on a host with /proc mounted")
 

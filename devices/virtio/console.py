@@ -168,7 +168,7 @@ class Console(VirtioDevice):
         self._queues = ()
         self._has_control = self.driver_ready = self._size_used = False
         self._control.clear()
-        for port in self.ports.values():
+        for port in tuple(self.ports.values()):     # who hears of it may ask for another
             port.ready = False
             port.set_guest_open(False)
 

@@ -9,9 +9,12 @@ from importlib import import_module
 
 import click
 
+from emu import __version__
 from emu.errors import EmuError, GuestError, GuestTimeout
 
 __all__ = ["main"]
+
+COMPLETE = "_EMU_COMPLETE"              # set by a shell that asks for completions
 
 STATUS_BAD_INPUT = 2
 STATUS_TIMEOUT = 124            # as timeout(1)
@@ -33,6 +36,7 @@ COMMANDS = {
     "fetch": "Get the default guest's kernel and root file system.",
     "info": "Show versions, the host, and what is in the cache.",
     "selftest": "Check this machine's libunicorn, and show what exits cost here.",
+    "completion": "Print what your shell needs to complete emu's words.",
 }
 HIDDEN_COMMANDS = ("demo",)
 
@@ -55,6 +59,7 @@ class _LazyGroup(click.Group):
 
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="emu %(version)s")
 def cli() -> None:
     """Linux machines in pure Python: no KVM, no root, no compiler.
 
@@ -64,6 +69,8 @@ def cli() -> None:
       emu boot                         Alpine on this terminal; Ctrl-] leaves
       emu run -- sh -c 'uname -a'      one command in a fresh machine
       emu run --help                   options and exit statuses
+      emu exec -- uname -a             the same, from a snapshot: a fraction of a second
+      emu info                         what a report of a problem begins with
     """
 
 
@@ -77,6 +84,10 @@ class Interrupted(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Every failure is one line on stderr, never a traceback."""
     try:
+        if COMPLETE in os.environ:
+            from emu.cli.completion import complete
+
+            return complete()
         words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
         with cli.make_context("emu", words) as context:     # cli.main() would answer a broken pipe its own way
             status = cli.invoke(context)
@@ -106,11 +117,22 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
+def _meant(message: str) -> str:
+    """The command that was meant, if one is much like what was typed."""
+    if not message.startswith("No such command"):
+        return ""
+    from difflib import get_close_matches
+
+    close = get_close_matches(message.split("'")[1], COMMANDS, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _explained(error: Exception) -> tuple[str, int]:
     """One line and an exit status for what went wrong."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "emu"
-        return f"{error.format_message()} (see {command} --help)", STATUS_BAD_INPUT
+        message = error.format_message().removesuffix(".")
+        return f"{message}{_meant(message)} (see {command} --help)", STATUS_BAD_INPUT
     if isinstance(error, click.ClickException):
         return error.format_message(), STATUS_BAD_INPUT
     if isinstance(error, GuestTimeout):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from devices.frozen import field_types, frozen
 from emu.fittings import DebugExit, DiskImage, Share
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = [
     "Amount", "GuestOptions", "RestoreOptions", "Seconds", "Size", "clone_options", "guest_options", "restore_options",
@@ -69,6 +72,22 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
         if not 0 < seconds < 1e9:
             self.fail(f"{value!r} is not a time in seconds", param, ctx)
         return seconds
+
+
+class FileOrName(click.ParamType):  # type: ignore[type-arg]
+    """A file's path, or one of some names; the shell completes both."""
+
+    name = "PATH"
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names that begin so; files if there are none."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
 
 
 def _settings(text: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
@@ -173,12 +192,14 @@ _VSOCK = click.option(
 )
 _HYPERCALLS = click.option(
     "--hypercalls",
+    type=FileOrName(),
     multiple=True,
     metavar="FILE.py|MODULE|NAME",
     help="Hypercalls of your own: a file, a module, or what an installed package calls them. May be repeated.",
 )
 _SYSCALLS = click.option(
     "--syscalls",
+    type=FileOrName(),
     multiple=True,
     metavar="FILE.py|MODULE|NAME",
     help="System calls that the host answers, in a file, a module, or an installed package. May be repeated.",
@@ -191,6 +212,7 @@ _OPTIONS = (
     click.option("--memory", type=Size(), default="256M", show_default=True, help="The machine's RAM, 64M to 8G."),
     click.option(
         "--kernel",
+        type=FileOrName("alpine", "generic", "cloud"),
         metavar="PATH|alpine|generic|cloud",
         help="A bzImage, an ELF vmlinux, or a multiboot kernel; or one to fetch: Alpine's own (the default; Debian's "
         "generic one where Alpine's mirror cannot be reached) or Debian's.",
@@ -202,6 +224,7 @@ _OPTIONS = (
     ),
     click.option(
         "--initrd",
+        type=FileOrName(),
         metavar="PATH",
         help="An initramfs, used as it is; the modules of a multiboot kernel: PATH[ WORDS][,PATH[ WORDS]...].",
     ),

@@ -35,8 +35,8 @@ def command(
     \b
     Examples:
       emu snapshot base.snap
-      emu snapshot --memory 512M --share src=. work.snap -- sh -c 'cp -r /mnt/src /root && make -C /root/src'
-      emu exec --snapshot work.snap -- /root/src/test
+      emu snapshot --memory 512M --share src=./src work.snap -- sh -c 'cp -r /mnt/src /root && sh /root/src/prepare'
+      emu exec --snapshot work.snap -- sh /root/src/job
     """
     if words[:1] == ("--",):            # click leaves it where an argument stands before
         words = words[1:]

@@ -35,6 +35,10 @@ ALPINE_KERNEL = "linux-virt"
 DEBIAN_KERNELS = {"generic": "linux-image-amd64", "cloud": "linux-image-cloud-amd64"}
 KERNELS = ("alpine", *DEBIAN_KERNELS)
 BUSYBOX_PACKAGE = "busybox-static"
+OTHER_SOURCES = (
+    "Without a network: PVEMU_MIRROR is the address of a mirror of Alpine's that can be reached, PVEMU_ASSETS a "
+    "directory with its minirootfs; --kernel and --root take files of yours"
+)
 
 
 @frozen
@@ -228,11 +232,10 @@ def _debian_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _
     record = f"debian-{kernel}"
     if part := _recorded(cache, record):
         return part
-    from emu.fetch.apt import apt_download
     from emu.fetch.packages import debian_file
 
     with _workspace(cache) as directory:
-        package = apt_download(DEBIAN_KERNELS[kernel], directory, progress, say)
+        package = _from_debian(DEBIAN_KERNELS[kernel], directory, progress, say)
         image = debian_file(package, lambda path: path.startswith("boot/vmlinuz-"))
         files = _keep_extracted(cache, package, image, os.path.basename(image.name))
     part = _Part(files, f"kernel: Debian's {_plain(package)}")
@@ -241,16 +244,25 @@ def _debian_kernel(cache: Cache, kernel: str, progress: Progress, say: Say) -> _
 
 
 def _busybox(cache: Cache, progress: Progress, say: Say) -> _Part:
-    from emu.fetch.apt import apt_download
     from emu.fetch.packages import debian_file
 
     with _workspace(cache) as directory:
-        package = apt_download(BUSYBOX_PACKAGE, directory, progress, say)
+        package = _from_debian(BUSYBOX_PACKAGE, directory, progress, say)
         program = debian_file(package, lambda path: path.endswith("bin/busybox"))
         files = _keep_extracted(cache, package, program, f"{package.stem}.program")
     part = _Part(files, f"root: Debian's {_plain(package)}, without a distribution")
     _record(cache, "root-busybox", part)
     return part
+
+
+def _from_debian(package: str, directory: Path, progress: Progress, say: Say) -> Path:
+    """A Debian package; if it cannot be had, what else there is to try."""
+    from emu.fetch.apt import apt_download
+
+    try:
+        return apt_download(package, directory, progress, say)
+    except EmuError as error:
+        raise EmuError(f"{error}. {OTHER_SOURCES}") from None
 
 
 def _plain(package: Path) -> str:

@@ -145,7 +145,7 @@ def _refuse_strangers(image: memoryview, name: str) -> None:
         return
     if len(image) <= MAGIC and bytes(image[:2]) == b"MZ":
         raise BadImage(f"{name} is a truncated bzImage")
-    raise BadImage(f"{name} is no kernel: neither a bzImage nor an ELF vmlinux")
+    raise BadImage(f"{name} is no kernel: neither a bzImage, an ELF vmlinux, nor a multiboot kernel")
 
 
 def _find_version(segments: list[Segment]) -> str:

@@ -23,6 +23,8 @@ from hypercalls.syscalls import Syscall
 
 __all__ = ["restore", "save_machine"]
 
+START_S = 10.0                          # that the guest may take; some 20 ms on a quiet host
+
 Path_ = str | os.PathLike[str]
 Phase = Callable[[str], AbstractContextManager[object]]
 
@@ -33,6 +35,17 @@ def _no_phases(_name: str) -> AbstractContextManager[object]:
 
 def _overlay_name(number: int) -> str:
     return f"disk{number}.overlay"
+
+
+def _let_start(machine: Machine) -> None:
+    """Run the guest until its agent has made the slot that it was asked for, if it was.
+
+    In a restored machine nobody would know of that slot. Another one would be asked for in its place, and the two read
+    each other's requests.
+    """
+    channel = machine.channel
+    if channel is not None and channel.is_starting and machine.stop_reason is None:
+        machine.drive(lambda: not channel.is_starting, START_S)
 
 
 def save_machine(
@@ -52,6 +65,7 @@ def save_machine(
     """
     from devices.overlay import Overlay  # restores seldom need it
 
+    _let_start(machine)
     state = machine.save()
     overlays: dict[str, Callable[[Path], object]] = {
         _overlay_name(number): disk.copy_to

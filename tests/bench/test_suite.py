@@ -71,7 +71,7 @@ def test_one_that_fails_does_not_end_the_suite_and_is_named(
 
     monkeypatch.setattr(suite_main, "run", run)
     monkeypatch.setattr(suite_main, "OUTPUT", tmp_path)
-    monkeypatch.setattr(pictures, "draw_all", list)
+    monkeypatch.setattr(pictures, "draw_all", lambda svg: [])
     monkeypatch.setattr(sys, "argv", ["bench", "fork", "exec"])
     assert suite_main.main() == 1
     assert ran == ["exec", "fork"]

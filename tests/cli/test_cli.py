@@ -319,6 +319,24 @@ def test_help_imports_no_command_and_run_neither_rich_nor_what_fetches() -> None
     assert output.splitlines()[-1].strip() == "[] []"
 
 
+def test_a_command_much_like_another_is_pointed_to(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bot"]) == 2
+    assert capfd.readouterr().err == "emu: No such command 'bot'; did you mean boot? (see emu --help)\n"
+    assert main(["qqq"]) == 2
+    assert "did you mean" not in capfd.readouterr().err
+
+
+def test_a_kernel_that_is_not_there_says_what_there_is(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["boot", "--kernel", "./nowhere"]) == 2
+    said = capfd.readouterr().err
+    assert "no kernel ./nowhere" in said and "alpine, generic, cloud" in said
+
+
+def test_the_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"emu {emu.__version__}\n"
+
+
 def test_info_names_the_library_and_whether_it_is_known(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     rows = dict(line.split("  ", 1) for line in capfd.readouterr().out.splitlines())

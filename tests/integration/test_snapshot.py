@@ -89,6 +89,17 @@ def test_a_restored_machine_goes_on(restored: Machine) -> None:
     assert complaints(restored.run("dmesg", timeout=TIMEOUT_S).stdout) == []
 
 
+def test_a_command_that_was_being_started_is_in_nobody_s_way(restored: Machine, tmp_path: Path) -> None:
+    restored.run("true", check=True, timeout=TIMEOUT_S)
+    restored.start_job("sleep 1000")
+    restored.start_job("sleep 1000")
+    assert restored.channel is not None
+    assert restored.drive(lambda: restored.channel.is_starting, TIMEOUT_S)      # a second place for commands
+    restored.snapshot(tmp_path / "starting.snap")
+    with emu.restore(tmp_path / "starting.snap") as again:
+        assert again.run("echo there", timeout=TIMEOUT_S).stdout == "there\n"
+
+
 def test_the_clock_is_right_and_guest_time_has_no_gap(base: Path) -> None:
     with emu.restore(base) as machine:
         uptime = float(machine.run("cat /proc/uptime", timeout=TIMEOUT_S).stdout.split()[0])

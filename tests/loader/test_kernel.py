@@ -139,7 +139,7 @@ def test_old_boot_protocol_is_refused_with_its_number(cache: Cache, tmp_path: Pa
 
 
 def test_garbage_is_refused(cache: Cache, tmp_path: Path) -> None:
-    assert "neither a bzImage nor an ELF" in refusal(b"garbage" * 1000, cache, tmp_path)
+    assert "neither a bzImage, an ELF" in refusal(b"garbage" * 1000, cache, tmp_path)
     assert "not an ELF file" in refusal(bzimage(vmlinux=b"garbage" * 100), cache, tmp_path)
 
 

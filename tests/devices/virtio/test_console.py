@@ -353,6 +353,14 @@ def test_reset_closes_ports_and_announces_them_again() -> None:
     assert guest.told() == [(1, DEVICE_ADD, 1, b"")]
 
 
+def test_who_hears_of_a_reset_may_ask_for_another_port() -> None:
+    device = Console(3)
+    device.port(1).opened = lambda is_open: None if is_open else device.port(2)
+    Guest(device).start(1)
+    device.reset()
+    assert [*device.ports] == [1, 2]
+
+
 # State
 
 
