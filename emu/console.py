@@ -231,6 +231,11 @@ class Console:
         """Type Ctrl-D."""
         return self.sendcontrol("d")
 
+    @property
+    def can_resize(self) -> bool:
+        """Whether there is a way to tell the guest how large its console is."""
+        return self._resize is not None
+
     def resize(self, columns: int, rows: int) -> None:
         """Tell the guest how large its console is, in characters; over a serial line there is no way to."""
         if self._resize is not None:
@@ -291,6 +296,14 @@ class Console:
         return index
 
     # The console elsewhere
+
+    def show_to(self, output: Callable[[bytes], None]) -> None:
+        """Call this with all that comes from now on; it runs in an exit, and must neither wait nor raise."""
+        self._outputs.append(output)
+
+    def hide_from(self, output: Callable[[bytes], None]) -> None:
+        """End that."""
+        self._outputs.remove(output)
 
     def interact(self, escape: bytes = b"\x1d", type_end: bool = True) -> None:
         """Connect this process's terminal (or pipes) to the guest until `escape` is typed.

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Self, TypeVar, overload
 from devices.frozen import frozen
 from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied
 from emu.guest import Result
-from emu.job import MOST_OUTPUT, shown
 from emu.process import messages as m
+from emu.process.outputs import Outputs, Sink
 from emu.process.requests import Requests
 from emu.process.wire import Frame, wait_readable
 from emu.stats import ExitStats
@@ -30,7 +30,6 @@ __all__ = ["MachineProcess", "MemoryUse", "close_all"]
 
 T = TypeVar("T")
 Path_ = str | os.PathLike[str]
-Sink = Callable[[bytes], object]
 
 CLOSE_S = 2.0                           # for a process to end by itself when nobody uses it any more
 LONGEST_S = 1e9                         # of any time limit
@@ -102,7 +101,7 @@ class MachineProcess:
         """
         words = command if isinstance(command, str) else tuple(command)
         text = (words if isinstance(words, str) else shlex.join(words)).encode("utf-8", "surrogateescape")
-        outputs = _Outputs(self._requests, text, stdout, stderr)
+        outputs = Outputs(self._requests, text, stdout, stderr)
         body = m.Run(words, _ms(timeout), input is not None, most_output)
         reply = self._requests.ask(body, input or b"", outputs.take).message.body
         if not isinstance(reply, m.Ran):
@@ -211,6 +210,43 @@ class MachineProcess:
     def console_output(self) -> bytes:
         """The last MiB of what the guest wrote to its console."""
         return self._requests.ask(m.ConsoleOutput()).data
+
+    def console_view(self, show: Callable[[int, bytes], object]) -> str:
+        """Show the console as it comes, until the machine has stopped; what was on it lately comes first.
+
+        The guest does not wait for who looks: who is too slow misses some of it.
+
+        Args:
+            show: called with bytes, and with how many there were before these, shown or not.
+
+        Returns:
+            Why the machine has stopped, in a line.
+        """
+
+        def take(frame: Frame[m.Reply]) -> None:
+            body = frame.message.body
+            if isinstance(body, m.Shown):
+                show(body.position, frame.data)
+                self._requests.took(frame.message.number, len(frame.data))
+
+        body = self._requests.ask(m.View(), b"", take).message.body
+        return body.value if isinstance(body, m.Done) and isinstance(body.value, str) else ""
+
+    def console_resize(self, columns: int, rows: int) -> None:
+        """Tell the guest how large its console is, in characters; over a serial line, by its agent.
+
+        Raises:
+            ValueError: none is so large.
+        """
+        self._requests.ask(m.Resize(columns, rows))
+
+    def pause(self) -> None:
+        """Let the guest stand; what needs it raises `EmuError` until `resume`."""
+        self._requests.ask(m.Pause(True))
+
+    def resume(self) -> None:
+        """Let it go on. Its clocks go right; it is told that it stood."""
+        self._requests.ask(m.Pause(False))
 
     def vsock_connect(self, port: int, timeout: float | None = None) -> socket.socket:
         """Connect to a program of the guest, by the machine's socket file.
@@ -325,41 +361,6 @@ class MachineProcess:
         if not getattr(self, "_is_closed", True):
             self._is_closed = True
             self._let_go()
-
-
-class _Outputs:
-    """What a command writes: to functions as it comes, else kept.
-
-    Args:
-        requests: told of what is dealt with, since the guest waits for that.
-        text: the command.
-        stdout, stderr: the functions.
-    """
-
-    def __init__(self, requests: Requests, text: bytes, stdout: Sink | None, stderr: Sink | None) -> None:
-        self._requests = requests
-        self._text = text
-        self._kept = {1: bytearray(), 2: bytearray()}
-        self._sinks: dict[int, Sink] = {1: stdout or self._kept[1].extend, 2: stderr or self._kept[2].extend}
-        self._untold = 0
-
-    def take(self, frame: Frame[m.Reply]) -> None:
-        """A reply has come."""
-        body, number = frame.message.body, frame.message.number
-        if not isinstance(body, m.Output) or body.stream not in self._sinks:
-            frame.drop()
-            return
-        self._sinks[body.stream](frame.data)
-        if len(self._kept[body.stream]) > MOST_OUTPUT:
-            raise GuestError(f"{shown(self._text)} wrote more than {MOST_OUTPUT >> 20} MiB that nobody has read")
-        self._untold += len(frame.data)
-        if self._untold >= m.AHEAD // 2:
-            self._requests.took(number, self._untold)
-            self._untold = 0
-
-    def kept(self) -> tuple[bytes, bytes]:
-        """What went to no function."""
-        return bytes(self._kept[1]), bytes(self._kept[2])
 
 
 def _child(frame: Frame[m.Reply]) -> MachineProcess:

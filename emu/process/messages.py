@@ -1,8 +1,8 @@
 """What a machine's process and its user say to each other; JSON by `emu.snapshot.codec`, bulk bytes beside it.
 
-A request has a number, which its replies carry. Some have several: `Output` as it comes, `Forked` for each child. The
-last one is `Done`, `Ran`, or `Failed`. To `Cancel` and `Took`, whose number is 0, there is no reply; a reply of that
-number is the process' last words. Times are in milliseconds, None is for ever.
+A request has a number, which its replies carry. Some have several: `Output` and `Shown` as it comes, `Forked` for each
+child. The last one is `Done`, `Ran`, or `Failed`. To `Cancel` and `Took`, whose number is 0, there is no reply; a reply
+of that number is the process' last words. Times are in milliseconds, None is for ever.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from emu.stats import ExitStats
 __all__ = [
     "AHEAD", "Cancel", "ConsoleExpect", "ConsoleOutput", "ConsoleSend", "CopyIn", "CopyOut", "Describe", "Description",
     "Diagnose", "Diagnosis", "Done", "Failed", "Fork", "Forked", "Isolate", "LogLine", "Make", "Network", "Output",
-    "Ran", "Reply", "Request", "Run", "Save", "Stats", "Took", "WaitReady", "WaitStopped",
+    "Pause", "Ran", "Reply", "Request", "Resize", "Run", "Save", "Shown", "Stats", "Took", "View", "WaitReady",
+    "WaitStopped",
 ]
 
-AHEAD = 1 << 20                 # bytes that a command may have written, and its user not dealt with yet
+AHEAD = 1 << 20                 # bytes that a command or a view may have sent, and its user not dealt with yet
 
 
 @frozen
@@ -49,7 +50,7 @@ class Cancel:
 
 @frozen
 class Took:
-    """So many more bytes of the output of a command are dealt with."""
+    """So many more bytes of the output of a command, or of a view, are dealt with."""
 
     request: int
     size: int
@@ -156,13 +157,33 @@ class ConsoleOutput:
 
 
 @frozen
+class View:
+    """Show the console as it comes, by `Shown`; `Done` says why the machine has stopped."""
+
+
+@frozen
+class Resize:
+    """The console has so many characters."""
+
+    columns: int
+    rows: int
+
+
+@frozen
+class Pause:
+    """Let the guest stand, or go on."""
+
+    is_paused: bool
+
+
+@frozen
 class Request:
     """From the user."""
 
     number: int
     body: (
         Make | Run | Cancel | Took | WaitReady | WaitStopped | CopyIn | CopyOut | Save | Fork | Stats | Describe
-        | Diagnose | Isolate | ConsoleSend | ConsoleExpect | ConsoleOutput
+        | Diagnose | Isolate | ConsoleSend | ConsoleExpect | ConsoleOutput | View | Resize | Pause
     )
 
 
@@ -171,6 +192,17 @@ class Output:
     """What a command wrote is beside this: 1 is stdout, 2 stderr."""
 
     stream: int
+
+
+@frozen
+class Shown:
+    """What the guest wrote to its console is beside this.
+
+    Attributes:
+        position: how much there was before it, some of which may not have been shown; in bytes.
+    """
+
+    position: int
 
 
 @frozen
@@ -258,4 +290,4 @@ class Reply:
     """From the machine's process."""
 
     number: int
-    body: Output | Ran | Forked | Done | Failed
+    body: Output | Shown | Ran | Forked | Done | Failed

@@ -25,7 +25,8 @@ from emu.process import messages as m
 from emu.process.ahead import GO, Ahead
 from emu.process.diagnosis import RECENT, diagnose
 from emu.process.forking import fork_process, plain_fork
-from emu.process.waits import Expectation, Stop, Wait
+from emu.process.views import Views
+from emu.process.waits import Expectation, Stop, Waits
 from emu.process.wire import Wire, WireError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = ["Server"]
 
 STDOUT, STDERR = 1, 2
 AT_ONCE = m.Diagnose, m.ConsoleOutput   # need no guest, and are of use while something is waited for
+NEEDS_GUEST = m.Run, m.WaitReady, m.CopyIn, m.CopyOut
 READY_S = 120.0                         # for a fresh guest's agent or shell, when a command has no time limit
 
 
@@ -95,7 +97,9 @@ class Server:
         self._watched = watched
         self._requests: deque[tuple[m.Request, bytes]] = deque()
         self._running: dict[int, _Running] = {}
-        self._waits: dict[int, tuple[Wait, float | None]] = {}      # with their deadlines
+        self._waits = Waits(lambda number, answer: self._reply(number, m.Done(answer)), self._fail)
+        self._views = Views(machine, self._reply)
+        self._is_paused = False
         self._current: int | None = None        # the request that is being done
         self._is_cancelled = False              # that one
         self._over = False
@@ -107,7 +111,8 @@ class Server:
             m.CopyIn: self._copy_in, m.CopyOut: self._copy_out, m.Save: self._save, m.Fork: self._fork,
             m.Stats: self._stats, m.Describe: self._describe, m.Diagnose: self._diagnose,
             m.Isolate: self._isolate, m.ConsoleSend: self._console_send,
-            m.ConsoleExpect: self._console_expect, m.ConsoleOutput: self._console_output,
+            m.ConsoleExpect: self._console_expect, m.ConsoleOutput: self._console_output, m.View: self._view,
+            m.Resize: self._resize, m.Pause: self._pause,
         }  # fmt: skip
 
     def serve(self) -> None:
@@ -143,6 +148,8 @@ class Server:
                     self._requests.append((frame.message, frame.data))
                 elif one := self._running.get(body.request):
                     one.ahead -= body.size
+                else:
+                    self._views.took(body.request, body.size)
         except (EOFError, WireError):
             self._abandoned()
         if self._is_cancelled:
@@ -151,7 +158,8 @@ class Server:
     def _cancel(self, number: int) -> None:
         self._is_cancelled = number == self._current or self._is_cancelled
         self._requests = deque(each for each in self._requests if each[0].number != number)
-        self._waits.pop(number, None)
+        self._waits.cancel(number)
+        self._views.cancel(number)
         if one := self._running.pop(number, None):
             one.job.kill()
 
@@ -162,7 +170,11 @@ class Server:
     def _drive(self) -> None:
         """Run the guest until there is something to do; or wait for that, if it has stopped."""
         machine = self._machine
-        deadlines = *(one.deadline for one in self._running.values()), *(until for _, until in self._waits.values())
+        if self._is_paused:
+            if not (self._over or self._requests or self._views.is_due):
+                machine.wait_fds()
+            return
+        deadlines = *(one.deadline for one in self._running.values()), *self._waits.deadlines
         deadline = min((each for each in deadlines if each is not None), default=None)
         drive = machine.channel.drive if self._running and machine.channel else machine.drive
         try:
@@ -179,7 +191,8 @@ class Server:
             self._over
             or bool(self._requests)
             or any(one.is_due for one in self._running.values())
-            or any(wait.is_due for wait, _ in self._waits.values())
+            or self._waits.is_due
+            or self._views.is_due
             or (self._has_forked and self._machine.is_idle and not self._running and self._look_ahead())
         )
 
@@ -188,6 +201,8 @@ class Server:
         if not isinstance(request.body, m.Fork):
             self._ahead.drop()                              # what is done now, it would not know of
         try:
+            if self._is_paused and isinstance(request.body, NEEDS_GUEST):
+                raise EmuError("the machine is paused")
             self._handlers[type(request.body)](request.number, request.body, data)
         except _Cancelled:
             pass
@@ -253,12 +268,12 @@ class Server:
 
     def _finish(self) -> None:
         """Send what commands have written, and end what has ended, or has to."""
-        for number, one in list(self._running.items()):
+        for number, one in [] if self._is_paused else list(self._running.items()):
             if self._running.get(number) is one:        # the guest may have run for the one before
                 self._pass_on(one)
                 self._finish_command(one)
-        for number in list(self._waits):
-            self._look(number)
+        self._waits.look()
+        self._views.send()
 
     def _pass_on(self, one: _Running) -> None:
         for stream, output in (STDOUT, one.job.stdout), (STDERR, one.job.stderr):
@@ -300,7 +315,7 @@ class Server:
         self._reply(number, m.Done())
 
     def _wait_stopped(self, number: int, body: m.WaitStopped, _data: bytes) -> None:
-        self._wait(number, Stop(self._machine), _seconds(body.timeout_ms))
+        self._waits.add(number, Stop(self._machine), _seconds(body.timeout_ms))
 
     def _copy_in(self, number: int, body: m.CopyIn, data: bytes) -> None:
         source = data if body.source is None else body.source
@@ -341,9 +356,12 @@ class Server:
             os.close(self._watched)
             self._watched = None
         self._wire.exchange(sock)
-        for each in self._requests, self._running, self._waits:
+        for each in self._requests, self._running:
             if each:
                 each.clear()
+        self._waits.clear()
+        self._views.clear()
+        self._is_paused = False
         RECENT.clear()
         self._ahead.forget()
         try:
@@ -386,27 +404,21 @@ class Server:
 
     def _console_expect(self, number: int, body: m.ConsoleExpect, _data: bytes) -> None:
         seconds = body.timeout_ms / 1000
-        self._wait(number, Expectation(self._machine, body.pattern, seconds), seconds)
-
-    def _wait(self, number: int, wait: Wait, timeout: float | None) -> None:
-        self._waits[number] = wait, None if timeout is None else monotonic() + timeout
-        self._look(number)
-
-    def _look(self, number: int) -> None:
-        """Answer who waits, if that can be."""
-        wait, deadline = self._waits[number]
-        try:
-            answer = wait.look(deadline is not None and monotonic() >= deadline)
-        except EmuError as error:
-            del self._waits[number]
-            self._fail(number, error)
-        else:
-            if answer is not None:
-                del self._waits[number]
-                self._reply(number, m.Done(answer))
+        self._waits.add(number, Expectation(self._machine, body.pattern, seconds), seconds)
 
     def _console_output(self, number: int, _body: m.ConsoleOutput, _data: bytes) -> None:
         self._reply(number, m.Done(), self._machine.console.history)
+
+    def _view(self, number: int, _body: m.View, _data: bytes) -> None:
+        self._views.add(number)
+
+    def _resize(self, number: int, body: m.Resize, _data: bytes) -> None:
+        self._views.size.set(body.columns, body.rows)
+        self._reply(number, m.Done())
+
+    def _pause(self, number: int, body: m.Pause, _data: bytes) -> None:
+        self._is_paused = body.is_paused
+        self._reply(number, m.Done())
 
 
 def _place(vsock: str | m.Network) -> Path | VsockNetwork:

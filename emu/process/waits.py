@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from emu.errors import GuestStopped, GuestTimeout
+from emu.errors import EmuError, GuestStopped, GuestTimeout
 
 if TYPE_CHECKING:
     from emu.machine import Machine
 
-__all__ = ["Expectation", "Stop", "Wait"]
+__all__ = ["Expectation", "Stop", "Wait", "Waits"]
 
 
 class Wait(Protocol):
@@ -78,3 +80,61 @@ class Expectation:
                 what = f"{self._pattern!r} did not appear in {self._seconds:g} s"
                 raise GuestTimeout(f"{what}; the console ends in {console.tail()}") from None
         return None
+
+
+class Waits:
+    """All that is waited for.
+
+    Args:
+        answer: told of each what it is that has come.
+        fail: told of each why it will not come.
+    """
+
+    def __init__(self, answer: Callable[[int, str], None], fail: Callable[[int, Exception], None]) -> None:
+        self._answer = answer
+        self._fail = fail
+        self._waits: dict[int, tuple[Wait, float | None]] = {}      # with their deadlines
+
+    def add(self, number: int, wait: Wait, timeout: float | None) -> None:
+        """Wait for that as well, so many host seconds, None for ever."""
+        self._waits[number] = wait, None if timeout is None else monotonic() + timeout
+        self._look(number)
+
+    def look(self) -> None:
+        """Answer who waits, where that can be."""
+        for number in list(self._waits):
+            self._look(number)
+
+    def _look(self, number: int) -> None:
+        wait, deadline = self._waits[number]
+        try:
+            answer = wait.look(deadline is not None and monotonic() >= deadline)
+        except EmuError as error:
+            del self._waits[number]
+            self._fail(number, error)
+        else:
+            if answer is not None:
+                del self._waits[number]
+                self._answer(number, answer)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to look; asked again and again."""
+        return any(wait.is_due for wait, _ in self._waits.values())
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    @property
+    def deadlines(self) -> list[float]:
+        """Host monotonic seconds at which to look."""
+        return [deadline for _, deadline in self._waits.values() if deadline is not None]
+
+    def cancel(self, number: int) -> None:
+        """Nobody waits for that any more."""
+        self._waits.pop(number, None)
+
+    def clear(self) -> None:
+        """Nobody waits."""
+        if self._waits:
+            self._waits.clear()

@@ -21,6 +21,7 @@ from emu import errors
 from emu.errors import EmuError, GuestError, GuestStopped, GuestTimeout, MachineDied, OutputLimit
 from emu.process import client as client_module
 from emu.process import messages as m
+from emu.process import outputs as outputs_module
 from emu.process.client import MachineProcess, close_all
 from emu.stats import ExitStats
 from tests.process.fake_server import PATIENCE_S, FakeServer, interrupt, sleeper
@@ -321,7 +322,7 @@ def test_the_server_is_told_what_was_dealt_with() -> None:
 
 
 def test_output_that_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MOST_OUTPUT", 1 << 20)
+    monkeypatch.setattr(outputs_module, "MOST_OUTPUT", 1 << 20)
 
     def answer(server: FakeServer, request: m.Request, _data: bytes) -> None:
         if request.body == m.Run("flood", None, False, None):

@@ -432,7 +432,7 @@ def test_the_consoles_output_is_not_waited_for_for_ever(served: Served) -> None:
     served.machine.console.feed(b"something else")
     with pytest.raises(GuestTimeout, match=r"^'never' did not appear in 0\.1 s; the console ends in 'something else'$"):
         served.process.console_expect("never", 0.1)
-    assert served.server._waits == {}
+    assert not served.server._waits
 
 
 def test_the_end_is_waited_for_while_commands_run(served: Served, threads: ThreadPoolExecutor) -> None:
@@ -472,7 +472,7 @@ def test_after_ctrl_c_nothing_is_left_of_what_was_asked(
     done.result(PATIENCE_S)
     assert served.process.run("say 1").status == 1
     assert eventually(lambda: served.machine.running == [])
-    assert (served.server._running, served.server._waits) == ({}, {})
+    assert not served.server._running and not served.server._waits
 
 
 def test_a_request_that_was_cancelled_before_its_turn_is_not_done(served: Served) -> None:
