@@ -33,6 +33,8 @@ COMMANDS = {
     "snapshot": "Boot a guest, prepare it by a command, and save it.",
     "restore": "Go on with a snapshot's machine on this terminal; Ctrl-] leaves.",
     "symbols": "Write a guest kernel's symbols to a file for gdb.",
+    "serve": "Show a machine on a page in the browser: terminal, buttons, figures.",
+    "top": "Show what running machines do, live.",
     "fetch": "Get the default guest's kernel and root file system.",
     "info": "Show versions, the host, and what is in the cache.",
     "selftest": "Check this machine's libunicorn, and show what exits cost here.",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Amount", "GuestOptions", "RestoreOptions", "Seconds", "Size", "clone_options", "guest_options", "restore_options",
+    "served_options",
 ]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -330,6 +331,11 @@ def _gathered(
 def guest_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what to boot, as one argument `guest` of type `GuestOptions`."""
     return _gathered(command, GuestOptions, "guest", _OPTIONS)
+
+
+def served_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`guest_options` for machines that are forked, which have no socket file."""
+    return _gathered(command, GuestOptions, "guest", [each for each in _OPTIONS if each is not _VSOCK])
 
 
 def restore_options(command: Callable[..., Any]) -> Callable[..., Any]:
