@@ -151,6 +151,12 @@ function setStatus(status, detail = "") {
   for (const name of ACTIONS) element(name).disabled = !can[name].includes(status);
 }
 
+// "machine-1-20260131-235959" as a person reads it; of snapshots of the same second the others have a number behind.
+function named(name) {
+  const [, machine, day, time, more = ""] = name.split("-");
+  return `${machine}: ${day.slice(4, 6)}-${day.slice(6)} ${time.match(/../g).join(":")} ${more}`;
+}
+
 function options(select, rows, chosen) {
   if (document.activeElement === select && select.options.length === rows.length) return;
   select.replaceChildren(...rows.map(([value, text]) => new Option(text, value, false, value === chosen)));
@@ -160,9 +166,10 @@ function state({ status, detail, machines, snapshots, size, viewers, answers: is
   answers = isFirst;
   setStatus(status, detail);
   if (status === "stopped") message(detail, false);
-  options(element("machines"), machines.map(([each, how]) => [`${each}`, `Machine ${each}${`${each}` === number ? "" : `, ${how}`}`]), number);
+  options(element("machines"), machines.map(([each, how]) => [`${each}`, `${each}` === number ? `Machine ${each}` : `Machine ${each}, ${how}`]), number);
   const chosen = element("snapshots").value;
-  options(element("snapshots"), snapshots.length ? snapshots.map((name) => [name, name.replace("machine-", "")]) : [["", "no snapshot"]], chosen);
+  const rows = snapshots.map((name) => [name, named(name)]);
+  options(element("snapshots"), rows.length ? rows : [["", "no snapshot"]], chosen);
   element("snapshots").disabled = !snapshots.length;
   element("restore").disabled ||= !snapshots.length;
   element("end").disabled ||= machines.length < 2;
