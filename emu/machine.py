@@ -27,6 +27,7 @@ from emu.machine_state import MachineState, fittings_state
 from emu.memory import GuestMemory
 from emu.plugged import Plugged
 from emu.poller import Poller
+from emu.presence import Presence
 from emu.run_loop import RunLoop, StopReason
 from emu.services import MARKS_KEPT, MachineServices, Mark
 from emu.stats import ExitRow, ExitStats, Kind
@@ -79,6 +80,7 @@ class Machine(GuestCommands):
         self._poller = Poller()
         self._poller.call_back = self._accounting.between("files", self._poller.call_back)
         self._loop = RunLoop(self._poller, self._accounting, self._restart)
+        self._presence = Presence(self, self._poller)
         self._plugged = Plugged(
             fittings, self._poller, self.drive, lambda data: self.console.feed(data), state.plugged if state else None
         )
@@ -215,6 +217,7 @@ class Machine(GuestCommands):
             GuestStopped: the guest has stopped and the condition does not hold.
             KeyboardInterrupt: the process got SIGINT; the machine can be driven on.
         """
+        self._presence.show()
         return self._loop.drive(until, timeout)
 
     def run_to_end(self, timeout: float | None = None) -> StopReason | None:
@@ -326,6 +329,7 @@ class Machine(GuestCommands):
             EmuError: the host has no room for what is needed.
         """
         self._loop.forked(*kept)
+        self._presence.forked()
         self.serial_sinks[:] = [self._console_feed]
         self.console.forked()
         self._plugged.forked(vsock)
@@ -405,6 +409,7 @@ class Machine(GuestCommands):
         if self.channel is not None:
             self.channel.close()
         self._plugged.close()
+        self._presence.close()
         self.console.close()
 
     def close(self) -> None:

@@ -70,6 +70,13 @@ class Poller:
         if ready > 0:
             self.call_back(files, count)
 
+    def wait_uncounted(self, timeout_ns: int) -> None:
+        """The same while nothing drives the guest: such sleep is not in `slept_ns`."""
+        self._timeout[0], self._timeout[1] = divmod(timeout_ns, SECOND_NS)
+        files, count = self._array(), len(self._watched)
+        if libc.ppoll(files, count, self._timeout, ffi.NULL) > 0:
+            self.call_back(files, count)
+
     def _call_back(self, files: Any, count: int) -> None:
         for file in files[0:count]:
             events = file.revents

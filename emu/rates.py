@@ -50,7 +50,7 @@ def rates(before: ExitStats, after: ExitStats, elapsed_ns: int) -> Rates:
     wall_ns = max(elapsed_ns, 1)
     done = after - before
     guest_ns = done.guest_ns if done.timed else done.run_ns
-    idle_ns = min(done.idle_ns, done.driven_ns)
+    idle_ns = min(max(done.idle_ns, 0), done.driven_ns)
     host_ns = max(done.driven_ns - guest_ns - idle_ns, 0)
     rows = tuple(sorted((row for row in done.exits if row.count > 0), key=lambda row: -row.count))
     return Rates(

@@ -178,9 +178,7 @@ class RunLoop:
     def wait_fds(self) -> None:
         """`Machine.wait_fds`."""
         self.check_open()
-        slept_ns = self._poller.slept_ns
-        self._poller.wait(LONGEST_SLEEP_NS)
-        self._poller.slept_ns = slept_ns        # the guest was not idle meanwhile
+        self._poller.wait_uncounted(LONGEST_SLEEP_NS)
 
     def request_stop(self) -> None:
         """`Machine.request_stop`."""

@@ -39,6 +39,9 @@ LIBC = """
     int timer_delete(void *timer);
     int fork(void);
     int prctl(int option, unsigned long value, unsigned long, unsigned long, unsigned long);
+    int socket(int domain, int type, int protocol);
+    int bind(int fd, const void *address, unsigned size);
+    int listen(int fd, int backlog);
     int ppoll(void *files, unsigned long count, const int64_t timeout[2], const void *signals);
 
     struct sigaction_ { uint64_t handler; uint64_t mask[16]; int flags; uint64_t restorer; };

@@ -11,13 +11,12 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar, overload
 
-from devices.frozen import frozen
 from emu.errors import EmuError, GuestError, GuestTimeout, MachineDied
 from emu.guest import Result
 from emu.process import messages as m
+from emu.process.memory import MemoryUse, memory_of
 from emu.process.outputs import Outputs, Sink
 from emu.process.requests import Requests
 from emu.process.wire import Frame, wait_readable
@@ -37,14 +36,6 @@ GREETING_LIMIT = 64                     # bytes of a socket file's answer to CON
 
 _open: weakref.WeakSet[MachineProcess] = weakref.WeakSet()
 _ended: list[int] = []                  # children of this process that may still be zombies
-
-
-@frozen
-class MemoryUse:
-    """What a process takes of the host's memory, in bytes: for itself alone, and shared with others."""
-
-    private_bytes: int
-    shared_bytes: int
 
 
 class MachineProcess:
@@ -296,17 +287,10 @@ class MachineProcess:
         Raises:
             MachineDied: it is gone.
         """
-        try:
-            text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
-        except OSError:
-            text = ""
-        if not text or not self.alive:
+        use = memory_of(self.pid)
+        if use is None or not self.alive:
             raise MachineDied(f"the machine's process {self.pid} is gone")
-        rows = (line.split() for line in text.splitlines()[1:])
-        size = {row[0].rstrip(":"): int(row[1]) << 10 for row in rows}
-        return MemoryUse(
-            size["Private_Clean"] + size["Private_Dirty"], size["Shared_Clean"] + size["Shared_Dirty"]
-        )
+        return use
 
     def kill(self) -> None:
         """End its process at once, whatever it does; does not wait. What is asked of it raises `MachineDied`."""

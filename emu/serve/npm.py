@@ -132,7 +132,7 @@ def _download(package: Package) -> bytes:
             download(url, path, lambda *_: None)
         except EmuError as error:
             raise EmuError(
-                f"xterm.js, the page's terminal, cannot be fetched: {error}; npm's setting `registry` names another place"
+                f"the page's terminal cannot be fetched: {error}; npm's setting `registry` names another place"
             ) from None
         archive = path.read_bytes()
     package.check(archive)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from aiohttp import web
 
+from emu.process.client import MachineProcess
 from emu.serve.machines import Machines, Make
 from emu.serve.web import Site, listening
-from emu.process.client import MachineProcess
 
 __all__ = ["run"]
 
@@ -46,7 +46,7 @@ async def _run(
     place: str,
     say: Callable[[str], None],
 ) -> int:
-    loop, ended = asyncio.get_running_loop(), asyncio.Queue[int]()
+    loop, ended = asyncio.get_running_loop(), asyncio.Queue[signal.Signals]()
     for number in ENDING_SIGNALS:
         loop.add_signal_handler(number, ended.put_nowait, number)
     sock = listening(place)
@@ -62,9 +62,9 @@ async def _run(
             await runner.setup()
             await web.SockSite(runner, sock).start()
             say(f"emu: http://{_shown(sock.getsockname())}/{site.token}/")
-        number = await signalled
+        ending = await signalled
         await runner.cleanup()
-        return 0 if number == signal.SIGINT else 128 + number
+        return 0 if ending is signal.SIGINT else 128 + ending
     finally:
         sock.close()
         await machines.close()

@@ -1,8 +1,9 @@
 """One page that is open on a machine: what goes over its WebSocket.
 
 To the page go bytes of the console, and messages in JSON, told apart by "kind": `state`, `figures`, `screen` (clear it;
-so many bytes were missed, and so many of those that follow are old), `done`, `error`, `ended`. From it come bytes that were typed, and JSON: `{"took": bytes}` when the
-terminal has shown so many, `{"size": [columns, rows]}`, `{"do": button, "name": argument}`.
+so many bytes were missed, and so many of those that follow are old), `done`, `error`, `ended`. From it come bytes that
+were typed, and JSON: `{"took": bytes}` when the terminal has shown so many, `{"size": [columns, rows]}`,
+`{"do": button, "name": argument}`.
 
 A page that is slow has a bounded number of bytes on their way; when it takes more again, it gets what is newest.
 """

@@ -11,11 +11,11 @@ import hmac
 import ipaddress
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from emu.cache import Cache
 from emu.errors import EmuError
@@ -38,8 +38,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",       # the address has the token
     "Cache-Control": "no-store",
 }
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
@@ -64,15 +62,16 @@ class Site:
         self._viewers = 0
         self._files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
         self._files |= {name: data for name, data in assets(Cache()).items() if Path(name).suffix in TYPES}
-        self.app = web.Application(middlewares=[self._checked])
+        self.app = web.Application(middlewares=[self._check()])
         self.app.router.add_get("/{token}/socket", self._socket)
         self.app.router.add_get("/{token}/{file}", self._file)
         self.app.router.add_get("/{token}/", self._file)
 
     # -- who asks --------------------------------------------------------------------------------------------------
 
-    @property
-    def _checked(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    def _check(self) -> Middleware:
+        """Refuses whoever may not."""
+
         @web.middleware
         async def checked(request: web.Request, handler: Handler) -> web.StreamResponse:
             if not self._may(request):
@@ -108,7 +107,8 @@ class Site:
         name = request.match_info.get("file", INDEX)
         if name not in self._files:
             return web.Response(status=404, text="There is no such file.\n", headers=HEADERS)
-        return web.Response(body=self._files[name], content_type=TYPES[Path(name).suffix], charset="utf-8", headers=HEADERS)
+        kind = TYPES[Path(name).suffix]
+        return web.Response(body=self._files[name], content_type=kind, charset="utf-8", headers=HEADERS)
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
         """A page's connection to a machine."""

@@ -21,10 +21,11 @@ pytest.importorskip("aiohttp")
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(not have_browser(), reason=MISSING)]
 
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-FLOOD = (                               # 100 MiB, a tenth at a time from memory: the guest would take a minute to make it
+FLOOD = (                               # 100 MiB, from memory: the guest takes a minute to make as much
     "dd if=/dev/zero bs=1M count=10 2>/dev/null | tr '\\0' y >/tmp/f; stty -opost; "
     "for i in 0 1 2 3 4 5 6 7 8 9; do cat /tmp/f; done; stty opost; echo; echo all-$((3 * 3))-done\n"
 )
+COLOURS = "return [terminal.options.theme.background, getComputedStyle(document.body).color]"
 PICTURES = os.environ.get("EMU_TEST_PICTURES")          # a directory for screenshots to look at
 
 
@@ -33,7 +34,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the page; at the end nothing is left of the machines."""
     snapshots = tmp_path_factory.mktemp("serve") / "snapshots"
     options = "--kernel", "cloud", "--console", "hvc0", "--listen", "0", "--snapshots", snapshots
-    server = subprocess.Popen([sys.executable, "-m", "emu", "serve", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "emu", "serve", *options]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         yield server.stdout.readline().split()[1]
@@ -173,6 +175,6 @@ def test_it_fits_a_phone_in_dark_and_light(page: Page) -> None:
         eventually(lambda: shown_size(page)[0] < 60, "a narrow terminal")
         assert page.script("return document.documentElement.scrollWidth") == PHONE["width"]
         picture(page, f"phone-{scheme}")
-        papers[scheme] = page.script("return [terminal.options.theme.background, getComputedStyle(document.body).color]")
+        papers[scheme] = page.script(COLOURS)
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert papers["dark"] == ["#14171a", "rgb(228, 231, 233)"] and papers["light"] == ["#fbfaf7", "rgb(34, 38, 42)"]

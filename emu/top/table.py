@@ -1,0 +1,97 @@
+"""Machines as a table in a terminal, and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from devices.frozen import frozen
+from emu.rates import Rates, rates
+from emu.top.find import Found
+
+__all__ = ["Shown", "as_json", "compared", "table"]
+
+MIB = 1 << 20
+COLUMNS = "process", "machine", "own MiB", "shared MiB", "guest", "host", "idle", "interrupts/s", "exits/s"
+FRAME_LINES = 3                         # of a table beside its rows
+MOST_ROWS = 12                          # handlers of one machine
+
+
+@frozen
+class Shown:
+    """A machine, and what it did since it was looked at before; None if it stands, or was not there before."""
+
+    found: Found
+    rates: Rates | None
+
+
+def compared(before: list[Found], after: list[Found]) -> list[Shown]:
+    """The machines that there are now."""
+    old = {(each.pid, each.number): each.report for each in before}
+    shown = []
+    for each in after:
+        then, now = old.get((each.pid, each.number)), each.report
+        is_known = then is not None and now is not None and now.now_ns > then.now_ns
+        done = rates(then.stats(), now.stats(), now.now_ns - then.now_ns) if is_known and then and now else None
+        shown.append(Shown(each, done))
+    return shown
+
+
+def table(machines: list[Shown], height: int) -> Table:
+    """A table of not many more than `height` lines: each machine, and what it does most."""
+    made = Table(box=None, pad_edge=False, title_justify="left")
+    for index, name in enumerate(COLUMNS):
+        made.add_column(name, justify="left" if index == 1 else "right", no_wrap=True, overflow="ellipsis")
+    made.columns[1].ratio = 1
+    each = min(max((height - FRAME_LINES) // max(len(machines), 1) - 1, 0), MOST_ROWS)
+    for machine in machines:
+        _add(made, machine, each)
+    return made
+
+
+def _add(made: Table, machine: Shown, rows: int) -> None:
+    found, done = machine.found, machine.rates
+    memory = found.memory
+    cells = [f"{memory.private_bytes / MIB:.0f}", f"{memory.shared_bytes / MIB:.0f}"] if memory else ["", ""]
+    if done is not None:
+        shares = [f"{share:.1%}" for share in (done.guest, done.host, done.idle)]
+        cells += [*shares, f"{done.interrupts:,.0f}", f"{sum(done.kinds().values()):,.0f}"]
+    else:
+        cells += ["stands" if found.report is None else "", "", "", "", ""]
+    made.add_row(Text(str(found.pid)), Text(_name(found)), *map(Text, cells), style="bold")
+    for row in done.rows[:rows] if done else ():
+        name, rate = f"  {row.kind}  {row.handler}", f"{done.of(row):,.1f}" if done else ""
+        made.add_row("", Text(name), "", "", "", "", "", "", Text(rate), style="dim")
+
+
+def _name(found: Found) -> str:
+    """A machine's name."""
+    report = found.report
+    if report is None:
+        return found.command
+    origin = f", of {report.snapshot}" if report.snapshot else ""
+    return f"{found.command} ({report.memory // MIB} MiB{origin})"
+
+
+def as_json(machines: list[Shown]) -> list[dict[str, Any]]:
+    """The same for programs: bytes, shares of time from 0 to 1, and numbers a second; null where it stands."""
+    return [_as_json(machine) for machine in machines]
+
+
+def _as_json(machine: Shown) -> dict[str, Any]:
+    found, done = machine.found, machine.rates
+    values: dict[str, Any] = {"pid": found.pid, "number": found.number, "command": found.command}
+    if found.memory is not None:
+        values |= {"private_bytes": found.memory.private_bytes, "shared_bytes": found.memory.shared_bytes}
+    if found.report is not None:
+        values |= {"memory_bytes": found.report.memory, "snapshot": found.report.snapshot or None}
+    values |= {"guest": None, "host": None, "idle": None, "interrupts": None, "kinds": {}, "handlers": []}
+    if done is not None:
+        values |= {
+            "guest": done.guest, "host": done.host, "idle": done.idle, "interrupts": done.interrupts,
+            "kinds": done.kinds(),
+            "handlers": [{"kind": row.kind.value, "handler": row.handler, "rate": done.of(row)} for row in done.rows],
+        }  # fmt: skip
+    return values
