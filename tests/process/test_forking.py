@@ -131,7 +131,7 @@ def test_a_child_has_no_descriptor_of_its_parent_and_siblings(parent: MachinePro
     for machine in (*clones, grandchild):
         count(machine)
         kinds = files_of(machine)
-        assert (kinds.count("socket:"), kinds.count("anon_inode:")) == (1, 1)       # its user, and what wakes it up
+        assert (kinds.count("socket:"), kinds.count("anon_inode:")) == (2, 1)   # user, who asks what it does; wake-ups
     for machine in (grandchild, *clones):
         machine.close()
 
@@ -249,7 +249,7 @@ try:
 except emu.MachineDied:
     print("gone")
 """)
-    assert lines == ["buffered once", "1 True 1", "2", "gone"]
+    assert lines == ["buffered once", "2 True 1", "2", "gone"]
 
 
 def test_children_end_with_their_process_however_that_ends(tmp_path: Path) -> None:
