@@ -103,11 +103,12 @@ def assets(cache: Cache) -> dict[str, bytes]:
 
 def build(target: Path) -> None:
     """Put the files into a directory, for a package that is being built; errors as `assets`."""
-    target.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {}
     for package in PACKAGES:
-        archive = _download(package)
-        for name, data in package.read(archive).items():
-            (target / name).write_bytes(data)
+        files |= package.read(_download(package))
+    target.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (target / name).write_bytes(data)
 
 
 def _archive(package: Package, cache: Cache) -> bytes:

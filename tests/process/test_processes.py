@@ -299,3 +299,24 @@ def test_a_guest_that_panics(clone: MachineProcess) -> None:
         with pytest.raises(GuestError):
             running.result(TIMEOUT_S)
     assert b"Kernel panic" in clone.console_output()
+
+
+# -- the console -------------------------------------------------------------------------------------------------------
+
+
+def test_the_size_of_a_serial_console_reaches_the_guest(clone: MachineProcess) -> None:
+    clone.console_resize(93, 31)
+    assert eventually(lambda: told(clone, "stty -F /dev/ttyS0 size").split() == ["31", "93"])
+
+
+def test_a_guest_that_was_paused_goes_on(clone: MachineProcess) -> None:
+    before = int(told(clone, "cut -d. -f1 /proc/uptime"))
+    clone.pause()
+    driven_ns = clone.stats().driven_ns
+    time.sleep(1.5)                                     # long enough for its clocks to show it
+    assert clone.stats().driven_ns == driven_ns
+    with clone.fork() as other:                         # which runs
+        assert told(other, "echo it runs") == "it runs\n"
+    clone.resume()
+    assert int(told(clone, "cut -d. -f1 /proc/uptime")) >= before + 1
+    assert complaints(told(clone, "dmesg")) == []

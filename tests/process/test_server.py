@@ -25,6 +25,7 @@ from tests.process.fake_server import PATIENCE_S, interrupt, sleeper
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 CHUNK = bytes(50_000)
+SHOUT = 3 << 20                         # more than may be on its way to who looks at a console
 
 
 # -- programs of the guest ---------------------------------------------------------------------------------------------
@@ -84,9 +85,15 @@ def talk(running: Running) -> Iterator[None]:
     yield
 
 
+def shout(running: Running) -> Iterator[None]:
+    running.machine.console.feed(bytes(SHOUT))
+    yield
+
+
 PROGRAMS: dict[str, Program] = {
     "say": say, "cat": cat, "flood": flood, "much": much, "sleep": sleep, "lose": lose, "poweroff": power_off,
     "panic": panic, "talk": talk,
+    "shout": shout,
 }  # fmt: skip
 
 
@@ -603,3 +610,38 @@ def test_nothing_is_kept_of_what_is_over(served: Served) -> None:
         served.process.run("much 100000")
     gc.collect()
     assert sum(isinstance(each, server_module._Running) for each in gc.get_objects()) == 0
+
+
+# -- the console for who looks at it -----------------------------------------------------------------------------------
+
+
+def test_a_console_is_shown_until_the_machine_stops(served: Served, threads: ThreadPoolExecutor) -> None:
+    shown: list[tuple[int, bytes]] = []
+    served.machine.console.feed(b"before ")
+    views = [threads.submit(served.process.console_view, lambda *each: shown.append(each)) for _ in range(2)]
+    assert eventually(lambda: shown == 2 * [(0, b"before ")])
+    served.process.run("shout")
+    assert eventually(lambda: sum(position + len(data) == 7 + SHOUT for position, data in shown) == 2)
+    with pytest.raises(GuestStopped):
+        served.process.run("poweroff")
+    assert [view.result(PATIENCE_S) for view in views] == 2 * ["the guest powered off"]
+
+
+def test_while_it_is_paused_the_guest_stands(served: Served) -> None:
+    served.process.pause()
+    steps = served.machine._step
+    served.machine._step = lambda: pytest.fail("it ran")        # type: ignore[method-assign]
+    with pytest.raises(EmuError, match="is paused"):
+        served.process.run("say 1")
+    served.process.console_send(b"typed")
+    assert served.process.stats().driven_ns == 1
+    served.machine._step = steps                                # type: ignore[method-assign]
+    served.process.resume()
+    assert served.process.run("say 1").status == 1
+    assert served.machine.typed == b"typed"
+
+
+def test_a_size_that_no_console_has_is_refused(served: Served) -> None:
+    with pytest.raises(ValueError, match="characters large"):
+        served.process.console_resize(0, 25)
+    served.process.console_resize(80, 25)
