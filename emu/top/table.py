@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +14,10 @@ from emu.top.find import Found
 __all__ = ["Shown", "as_json", "compared", "table"]
 
 MIB = 1 << 20
-COLUMNS = "process", "machine", "own MiB", "shared MiB", "guest", "host", "idle", "interrupts/s", "exits/s"
+COLUMNS = (                             # and their widths; the machine's name has the rest
+    ("pid", 7), ("machine", None), ("own MiB", 7), ("shared", 6), ("guest", 6), ("host", 6), ("idle", 6), ("irq/s", 6),
+    ("exits/s", 8),
+)  # fmt: skip
 FRAME_LINES = 3                         # of a table beside its rows
 MOST_ROWS = 12                          # handlers of one machine
 
@@ -41,10 +44,11 @@ def compared(before: list[Found], after: list[Found]) -> list[Shown]:
 
 def table(machines: list[Shown], height: int) -> Table:
     """A table of not many more than `height` lines: each machine, and what it does most."""
-    made = Table(box=None, pad_edge=False, title_justify="left")
-    for index, name in enumerate(COLUMNS):
-        made.add_column(name, justify="left" if index == 1 else "right", no_wrap=True, overflow="ellipsis")
-    made.columns[1].ratio = 1
+    made = Table(box=None, pad_edge=False, expand=True)
+    for name, width in COLUMNS:
+        justify: Literal["left", "right"] = "right" if width else "left"
+        rest = None if width else 1
+        made.add_column(name, width=width, ratio=rest, justify=justify, no_wrap=True, overflow="ellipsis")
     each = min(max((height - FRAME_LINES) // max(len(machines), 1) - 1, 0), MOST_ROWS)
     for machine in machines:
         _add(made, machine, each)
