@@ -13,7 +13,6 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from emu.process import messages as m
 from emu.process.ahead import GO, Ahead
 from emu.process.diagnosis import RECENT, diagnose
 from emu.process.forking import fork_process, plain_fork
+from emu.process.running import Running
 from emu.process.views import Views
 from emu.process.waits import Expectation, Stop, Waits
 from emu.process.wire import Wire, WireError
@@ -32,7 +32,6 @@ from emu.process.wire import Wire, WireError
 if TYPE_CHECKING:
     import socket
 
-    from emu.job import Job
     from emu.machine import Machine
 
 __all__ = ["Server"]
@@ -45,41 +44,6 @@ READY_S = 120.0                         # for a fresh guest's agent or shell, wh
 
 class _Cancelled(EmuError):
     """Nobody waits for what is being done."""
-
-
-@dataclass(eq=False)
-class _Running:
-    """A command under way.
-
-    Attributes:
-        time_limit: host monotonic seconds, None for ever.
-        most_output: bytes that it may write, None for any number.
-        written: bytes that it has written.
-        ahead: of them, those that its user has not dealt with.
-    """
-
-    number: int
-    job: Job
-    timeout: float | None
-    time_limit: float | None
-    most_output: int | None
-    written: int = 0
-    ahead: int = 0
-
-    @property
-    def has_output(self) -> bool:
-        """Whether some of what it has written is not sent."""
-        return not (self.job.stdout.is_empty and self.job.stderr.is_empty)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether there is something to send."""
-        return self.ahead < m.AHEAD if self.has_output else self.job.is_over
-
-    @property
-    def deadline(self) -> float | None:
-        """When it has to be ended; once it has ended, only its user is waited for."""
-        return None if self.job.is_over else self.time_limit
 
 
 class Server:
@@ -96,7 +60,7 @@ class Server:
         self._wire = Wire(sock, m.Request)
         self._watched = watched
         self._requests: deque[tuple[m.Request, bytes]] = deque()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._waits = Waits(lambda number, answer: self._reply(number, m.Done(answer)), self._fail)
         self._views = Views(machine, self._reply)
         self._is_paused = False
@@ -253,7 +217,7 @@ class Server:
         job = machine.channel.start(command, input=data if body.has_input else None)
         job.stdout.stream()
         job.stderr.stream()
-        self._running[number] = _Running(number, job, given, deadline, body.most_output)
+        self._running[number] = Running(number, job, given, deadline, body.most_output)
 
     def _run_on_console(self, number: int, body: m.Run, data: bytes, deadline: float | None) -> None:
         """Without an agent nothing else happens meanwhile."""
@@ -275,7 +239,7 @@ class Server:
         self._waits.look()
         self._views.send()
 
-    def _pass_on(self, one: _Running) -> None:
+    def _pass_on(self, one: Running) -> None:
         for stream, output in (STDOUT, one.job.stdout), (STDERR, one.job.stderr):
             if one.ahead < m.AHEAD and (data := output.read()):
                 one.written += len(data)
@@ -283,7 +247,7 @@ class Server:
                 if one.most_output is None or one.written <= one.most_output:
                     self._reply(one.number, m.Output(stream), data)
 
-    def _finish_command(self, one: _Running) -> None:
+    def _finish_command(self, one: Running) -> None:
         job = one.job
         if one.most_output is not None and one.written > one.most_output:
             self._end(one, OutputLimit(f"{shown(job.text)} wrote more than {one.most_output} bytes"))
@@ -298,7 +262,7 @@ class Server:
             except EmuError as error:
                 self._end(one, error)
 
-    def _end(self, one: _Running, error: EmuError) -> None:
+    def _end(self, one: Running, error: EmuError) -> None:
         self._running.pop(one.number, None)
         channel = self._machine.channel
         assert channel is not None

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from emu.errors import EmuError, MachineDied
+from emu.errors import EmuError
 from emu.process.client import MachineProcess
 from emu.rates import Rates, rates
 from emu.serve.scrollback import Scrollback
@@ -210,7 +210,7 @@ class Hosted:
 
     async def type(self, data: bytes) -> None:
         """Type on its console."""
-        if self.status in ("running", "paused"):
+        if self._process is not None and self.status != "stopped":
             await self._machines.wait(partial(self.process.console_send, data))
 
     # -- how large its console is ----------------------------------------------------------------------------------
@@ -238,11 +238,11 @@ class Hosted:
     async def figures(self) -> dict[str, Any] | None:
         """What it does; None if it does not run, or nobody looks."""
         process = self._process
-        if process is None or not self.viewers or self.status == "stopped":
+        if process is None or not self.viewers or self._doing or self.status == "stopped":
             return None
         try:
             stats, use = await self._machines.wait(lambda: (process.stats(), process.use()))
-        except MachineDied:
+        except EmuError:                # it is gone
             return None
         before, self._before = self._before, (stats, time.monotonic_ns())
         if before is None or process is not self._process:
@@ -403,5 +403,6 @@ class Machines:
             await asyncio.sleep(FIGURES_S)
             for hosted in list(self.hosted.values()):
                 figures = await hosted.figures()
-                for viewer in hosted.viewers if figures is not None else ():
-                    viewer.tell({"kind": "figures", **figures} if figures else {})
+                if figures is not None:
+                    for viewer in hosted.viewers:
+                        viewer.tell({"kind": "figures", **figures})

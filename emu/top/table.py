@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -14,11 +15,13 @@ from emu.top.find import Found
 __all__ = ["Shown", "as_json", "compared", "table"]
 
 MIB = 1 << 20
+LEFT: JustifyMethod = "left"
+RIGHT: JustifyMethod = "right"
 COLUMNS = (                             # and their widths; the machine's name has the rest
     ("pid", 7), ("machine", None), ("own MiB", 7), ("shared", 6), ("guest", 6), ("host", 6), ("idle", 6), ("irq/s", 6),
     ("exits/s", 8),
 )  # fmt: skip
-FRAME_LINES = 3                         # of a table beside its rows
+FRAME_LINES = 4                         # of both tables, beside their rows
 MOST_ROWS = 12                          # handlers of one machine
 
 
@@ -42,32 +45,34 @@ def compared(before: list[Found], after: list[Found]) -> list[Shown]:
     return shown
 
 
-def table(machines: list[Shown], height: int) -> Table:
-    """A table of not many more than `height` lines: each machine, and what it does most."""
-    made = Table(box=None, pad_edge=False, expand=True)
+def table(machines: list[Shown], height: int) -> Group:
+    """The machines, and below what each does most, in not many more than `height` lines."""
+    upper = Table(box=None, pad_edge=False, expand=True)
     for name, width in COLUMNS:
-        justify: Literal["left", "right"] = "right" if width else "left"
-        rest = None if width else 1
-        made.add_column(name, width=width, ratio=rest, justify=justify, no_wrap=True, overflow="ellipsis")
-    each = min(max((height - FRAME_LINES) // max(len(machines), 1) - 1, 0), MOST_ROWS)
+        rest, justify = (None, RIGHT) if width else (1, LEFT)
+        upper.add_column(name, width=width, ratio=rest, justify=justify, no_wrap=True, overflow="ellipsis")
+    lower = Table(box=None, pad_edge=False)
+    for name, justify in ("pid", RIGHT), ("kind", LEFT), ("handler", LEFT), ("a second", RIGHT):
+        lower.add_column(name, justify=justify, no_wrap=True)
+    each = min(max((height - FRAME_LINES - len(machines)) // max(len(machines), 1), 1), MOST_ROWS)
     for machine in machines:
-        _add(made, machine, each)
-    return made
+        upper.add_row(*map(Text, _cells(machine)))
+        done = machine.rates
+        for row in done.rows[:each] if done else ():
+            rate = f"{done.of(row):,.1f}" if done else ""
+            lower.add_row(*map(Text, (str(machine.found.pid), row.kind.value, row.handler, rate)))
+    return Group(upper, "", lower) if lower.rows else Group(upper)
 
 
-def _add(made: Table, machine: Shown, rows: int) -> None:
-    found, done = machine.found, machine.rates
-    memory = found.memory
-    cells = [f"{memory.private_bytes / MIB:.0f}", f"{memory.shared_bytes / MIB:.0f}"] if memory else ["", ""]
-    if done is not None:
-        shares = [f"{share:.1%}" for share in (done.guest, done.host, done.idle)]
-        cells += [*shares, f"{done.interrupts:,.0f}", f"{sum(done.kinds().values()):,.0f}"]
-    else:
-        cells += ["stands" if found.report is None else "", "", "", "", ""]
-    made.add_row(Text(str(found.pid)), Text(_name(found)), *map(Text, cells), style="bold")
-    for row in done.rows[:rows] if done else ():
-        name, rate = f"  {row.kind}  {row.handler}", f"{done.of(row):,.1f}" if done else ""
-        made.add_row("", Text(name), "", "", "", "", "", "", Text(rate), style="dim")
+def _cells(machine: Shown) -> list[str]:
+    """A machine's line."""
+    found, done, memory = machine.found, machine.rates, machine.found.memory
+    cells = [str(found.pid), _name(found)]
+    cells += [f"{memory.private_bytes / MIB:.0f}", f"{memory.shared_bytes / MIB:.0f}"] if memory else ["", ""]
+    if done is None:
+        return [*cells, "stands" if found.report is None else "", "", "", "", ""]
+    shares = [f"{share:.1%}" for share in (done.guest, done.host, done.idle)]
+    return [*cells, *shares, f"{done.interrupts:,.0f}", f"{sum(done.kinds().values()):,.0f}"]
 
 
 def _name(found: Found) -> str:

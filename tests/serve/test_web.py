@@ -239,7 +239,7 @@ def test_a_page_that_takes_nothing_holds_up_nobody_and_then_sees_the_end(tmp_pat
         while total < 4 * KEPT:
             stage.process.say(bytes(50_000))
             total += 50_000
-            await quick.until(lambda: quick.got >= total)
+            await quick.until(lambda total=total: quick.got >= total)       # type: ignore[misc]
         stage.process.say(b"the end")
         await quick.until(lambda: quick.shown.endswith(b"the end"))
         await slow.until(lambda: slow.got >= AHEAD)

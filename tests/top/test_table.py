@@ -39,7 +39,9 @@ def test_a_machine_and_what_it_does_most() -> None:
     assert lines[1].split() == [
         "7", "emu", "boot", "(256", "MiB,", "of", "work.snap)", "10", "20", "25.0%", "75.0%", "0.0%", "100", "300",
     ]
-    assert [line.split() for line in lines[2:]] == [["wrmsr", "x2apic", "200.0"], ["interrupt", "lapic", "100.0"]]
+    assert [line.split() for line in lines[4:]] == [
+        ["7", "wrmsr", "x2apic", "200.0"], ["7", "interrupt", "lapic", "100.0"],
+    ]
 
 
 def test_a_machine_that_stands_or_is_new_has_no_rates() -> None:
@@ -53,9 +55,9 @@ def test_another_machine_of_the_same_number_has_no_rates_either() -> None:
     assert compared([machine(7, 10, 100)], [machine(7, 5, 1)])[0].rates is None
 
 
-def test_many_machines_have_a_line_each() -> None:
+def test_many_machines_have_a_line_in_each_table() -> None:
     before, after = ([machine(pid, seconds, seconds) for pid in range(30)] for seconds in (1, 2))
-    assert len(text(before, after, 24).splitlines()) == 31
+    assert len(text(before, after, 24).splitlines()) == 2 * 31 + 1
 
 
 def test_nothing_in_a_name_is_obeyed() -> None:

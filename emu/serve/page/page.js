@@ -186,7 +186,7 @@ function done({ do: name, result }) {
   } else if (name === "snapshot") {
     element("snapshots").value = result;
     message(`Saved as ${result}`, true);
-  } else if (name === "restore") message("Restored", true);
+  } else if (name === "restore") message("Restored; Enter shows a prompt", true);
 }
 
 function message(text, isGood) {
