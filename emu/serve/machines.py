@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from emu.errors import EmuError
 from emu.process.client import MachineProcess
 from emu.rates import Rates, rates
 from emu.serve.scrollback import Scrollback
+from emu.serve.snapshots import Snapshots
 from emu.stats import ExitStats
 
 __all__ = ["MOST_MACHINES", "Hosted", "Machines", "Viewer"]
@@ -24,7 +24,6 @@ MOST_MACHINES = 16
 THREADS = 32                            # that wait for processes, beside one for each machine's console
 FIGURES_S = 1.0
 ROWS = 12                               # handlers that figures name
-SNAPSHOT = re.compile(r"machine-[0-9]{1,6}-[0-9]{8}-[0-9]{6}(?:-[0-9]{1,3})?")
 SMALLEST, LARGEST = (20, 5), (500, 200)     # columns and rows
 
 T = TypeVar("T")
@@ -186,13 +185,13 @@ class Hosted:
             self.status = "paused"
 
     async def _snapshot(self) -> str:
-        path = self._machines.new_snapshot(self.number)
+        path = self._machines.snapshots.new(self.number)
         self._say("saving")
         await self._machines.wait(partial(self.process.snapshot, path))
         return path.name
 
     async def _restore(self, name: str) -> None:
-        path = self._machines.snapshot(name)
+        path = self._machines.snapshots.path(name)
         self._say("restoring")
         await self.begin(partial(self._machines.restore, path))
 
@@ -274,7 +273,7 @@ class Machines:
         self.make = make
         self.restore = restore
         self.hosted: dict[int, Hosted] = {}
-        self._snapshots = snapshots
+        self.snapshots = Snapshots(snapshots)
         self._threads = ThreadPoolExecutor(THREADS)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last = 0
@@ -359,37 +358,12 @@ class Machines:
         for process in self._retired & needed:
             await self.wait(process.pause)
 
-    # -- snapshots -------------------------------------------------------------------------------------------------
-
-    def snapshots(self) -> list[str]:
-        """The names of those that there are, the newest first."""
-        try:
-            names = [entry.name for entry in self._snapshots.iterdir() if SNAPSHOT.fullmatch(entry.name)]
-        except OSError:
-            return []
-        return sorted(names, key=lambda name: (name.split("-")[2:], name), reverse=True)
-
-    def snapshot(self, name: str) -> Path:
-        """One of them. Raises `EmuError` if there is none of that name."""
-        if name not in self.snapshots():
-            raise EmuError("there is no such snapshot")
-        return self._snapshots / name
-
-    def new_snapshot(self, number: int) -> Path:
-        """A path for one of a machine. Raises `OSError` if there is no such directory and none can be made."""
-        self._snapshots.mkdir(parents=True, exist_ok=True)
-        name = f"machine-{number}-{time.strftime('%Y%m%d-%H%M%S')}"
-        used, count = set(self.snapshots()), 1
-        while (unique := name if count == 1 else f"{name}-{count}") in used:
-            count += 1
-        return self._snapshots / unique
-
     # -- what viewers are told -------------------------------------------------------------------------------------
 
     def changed(self) -> None:
         """Tell all viewers how everything stands."""
         machines = [[hosted.number, hosted.status] for hosted in self.hosted.values()]
-        snapshots = self.snapshots()
+        snapshots = self.snapshots.names()
         for hosted in self.hosted.values():
             state = {
                 "kind": "state", "number": hosted.number, "status": hosted.status, "detail": hosted.detail,

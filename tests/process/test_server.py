@@ -15,6 +15,7 @@ import pytest
 
 from emu.errors import EmuError, GuestError, GuestStopped, GuestTimeout, MachineDied, OutputLimit
 from emu.process import messages as m
+from emu.process import running as running_module
 from emu.process import server as server_module
 from emu.process.client import MachineProcess
 from emu.process.server import Server
@@ -609,7 +610,7 @@ def test_nothing_is_kept_of_what_is_over(served: Served) -> None:
     for _ in range(3):
         served.process.run("much 100000")
     gc.collect()
-    assert sum(isinstance(each, server_module._Running) for each in gc.get_objects()) == 0
+    assert sum(isinstance(each, running_module.Running) for each in gc.get_objects()) == 0
 
 
 # -- the console for who looks at it -----------------------------------------------------------------------------------
