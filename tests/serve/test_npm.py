@@ -86,7 +86,7 @@ def test_what_is_no_address_is_not_asked(environment: Path) -> None:
 def test_it_is_fetched_once(tmp_path: Path, package: tuple[npm.Package, list[str]]) -> None:
     for _ in range(2):
         assert npm.assets(Cache(tmp_path / "cache")) == {"b.js": b"code"}
-    assert package[1] == ["https://registry.npmjs.org/@some/thing/-/thing-1.2.3.tgz"]
+    assert package[1] == [f"{npm.REGISTRY}@some/thing/-/thing-1.2.3.tgz"]
 
 
 def test_what_was_damaged_in_the_cache_is_fetched_again(tmp_path: Path, package: tuple[npm.Package, list[str]]) -> None:
