@@ -23,6 +23,7 @@ from emu.memory import MIB
 from emu.micro import CODE, DATA, UNMAPPED
 from emu.run_loop import StopReason
 from tests.gdb.client import IDLE, LOOP, PATIENCE_S, POWER_OFF, RESET, STORES, Client, small_machine
+from tests.support.remedies import run_alone
 
 STOPPED = b"T05thread:01;"
 INTERRUPTED = b"T02thread:01;"
@@ -396,6 +397,12 @@ def test_a_connection_that_is_reset(machine: Machine, server: GdbServer) -> None
 
 
 def test_a_copy_of_the_process_runs_though_gdb_has_stopped_the_original() -> None:
+    """In a process of its own: one in which other tests have left threads cannot be copied."""
+    done = run_alone("from tests.gdb.test_server import copied; copied()")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def copied() -> None:
     with small_machine(b"\x90" * 8 + POWER_OFF) as machine, GdbServer(machine, 0, wait=True) as server:
         with Client(machine, server.address) as client:
             assert client.ask(b"Z0,%x,1" % (CODE + 2)) == b"OK"

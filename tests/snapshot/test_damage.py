@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -118,6 +119,15 @@ def on_disk(*directories: Path) -> dict[str, tuple[object, ...]]:
                 file_digest(path) if path.is_file() else "",
             )
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_no_garbage() -> Iterator[None]:
+    """`held` collects garbage some thousand times: not also that of all tests before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def held() -> tuple[list[str], list[str], int, str]:
