@@ -28,7 +28,6 @@ lint: $(DONE)
 
 # The documentation's site. A warning is an error; nothing that it shows is asked of another host.
 docs: $(DONE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 	@echo 'build/docs/index.html'
 
