@@ -58,6 +58,8 @@ def draw_all(directory: Path = OUTPUT, svg: Path | None = None) -> list[Path]:
         for benchmark in SUITE if (file := directory / f"{benchmark.name}.json").is_file()
     }
     micro = results.get("micro", {})
+    target = svg or directory
+    target.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, draw, figures in (
         ("rival", _ratios, _of_rival(results)), ("memory", _memory, micro), ("exits", _exits, micro),
@@ -65,7 +67,7 @@ def draw_all(directory: Path = OUTPUT, svg: Path | None = None) -> list[Path]:
     ):  # fmt: skip
         figure = Figure(dpi=DPI, layout="constrained")
         if draw(figure, figures):
-            drawn.append(svg / f"{name}.svg" if svg else directory / f"{name}.png")
+            drawn.append(target / f"{name}.{'svg' if svg else 'png'}")
             with rc_context(AS_TEXT):
                 figure.savefig(drawn[-1], metadata={"Date": None} if svg else None)
     return drawn
