@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["debugged", "gdb_options"]
 
 
-
 def _needs_gdb(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
     if value and context.params.get("gdb") is None:
         raise click.UsageError("--wait waits for gdb: give --gdb, too")

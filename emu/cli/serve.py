@@ -49,6 +49,8 @@ def command(guest: GuestOptions, snapshot: Path | None, snapshots: Path, listen:
         import aiohttp  # noqa: F401
     except ImportError:
         raise EmuError("emu serve needs aiohttp: pip install 'pvemu[serve]'") from None
+    import asyncio
+
     from emu.process.spawn import spawn
     from emu.serve.run import run
 
@@ -59,4 +61,4 @@ def command(guest: GuestOptions, snapshot: Path | None, snapshots: Path, listen:
         return spawn(path, **others)
 
     make = partial(spawn, **words) if snapshot is None else partial(restore, snapshot)
-    return run(make, restore, snapshots, listen, lambda line: print(line, flush=True, file=sys.stdout))
+    return asyncio.run(run(make, restore, snapshots, listen, lambda line: print(line, flush=True, file=sys.stdout)))

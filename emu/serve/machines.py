@@ -197,12 +197,8 @@ class Hosted:
 
     async def _fork(self) -> int:
         self._machines.check_room()
-        status = self.status
         self._say("forking")
-        try:
-            return self._machines.add(self.process, await self._machines.wait(self.process.fork))
-        finally:
-            self.status = status
+        return self._machines.add(self.process, await self._machines.wait(self.process.fork))
 
     async def _end(self) -> None:
         self._machines.remove(self)

@@ -19,7 +19,7 @@ ENDING_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 SHUTDOWN_S = 1.0                        # for connections to end by themselves
 
 
-def run(
+async def run(
     make: Make,
     restore: Callable[[Path], MachineProcess],
     snapshots: Path,
@@ -36,16 +36,6 @@ def run(
     Raises:
         EmuError: the place is in use; the machine cannot be made; the page's terminal cannot be had.
     """
-    return asyncio.run(_run(make, restore, snapshots, place, say))
-
-
-async def _run(
-    make: Make,
-    restore: Callable[[Path], MachineProcess],
-    snapshots: Path,
-    place: str,
-    say: Callable[[str], None],
-) -> int:
     loop, ended = asyncio.get_running_loop(), asyncio.Queue[signal.Signals]()
     for number in ENDING_SIGNALS:
         loop.add_signal_handler(number, ended.put_nowait, number)
